@@ -1,0 +1,71 @@
+# Every target makes what it needs: a virtual environment, and in it the extras of pyproject.toml.
+# A stamp file a set of extras, `.venv/.with-EXTRAS`, makes the next run quick.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-gpu bench lint wheel venv clean
+
+PYTHON ?= python3
+VENV := .venv
+ifneq ($(PYTHON),python3)
+VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+endif
+BIN := $(VENV)/bin
+
+# The CuPy that the NVIDIA driver can run; empty where there is no driver.
+ifeq ($(origin CUDA_EXTRA),undefined)
+CUDA_EXTRA := $(shell $(PYTHON) -c 'import ctypes; v = ctypes.c_int(); \
+	ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(v)); \
+	print("cuda13x" if v.value >= 13000 else "cuda12x")' 2>/dev/null)
+endif
+
+FOR_DEMO := $(VENV)/.with-$(or $(CUDA_EXTRA),numpy)
+# Tests compile the kernels for GPUs that need not be there.
+FOR_TEST := $(VENV)/.with-test,$(or $(CUDA_EXTRA),cuda12x)
+FOR_BENCH := $(VENV)/.with-bench,$(or $(CUDA_EXTRA),cuda12x)
+FOR_LINT := $(VENV)/.with-lint
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "PYTHON=python3.13   use this interpreter, in an environment of its own"
+	@echo "CUDA_EXTRA=cuda12x  or cuda13x: install this CuPy, whatever the driver says"
+
+demo: $(FOR_DEMO) ## pack real documents, build their columns, check and draw them
+	@$(BIN)/python -m maskq_cupy demo
+
+test: $(FOR_TEST) ## run the tests; those that need a GPU too where there is one
+	$(BIN)/python -m pytest
+
+test-gpu: $(FOR_TEST) ## run the tests that need a GPU, and no others
+	$(BIN)/python -m pytest -m gpu
+
+bench: $(FOR_BENCH) ## run the benchmarks (on a GPU) and write benchmarks.json
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-json=benchmarks.json
+
+lint: $(FOR_LINT) ## check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+wheel: $(FOR_DEMO) ## build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+venv: $(FOR_TEST) ## only make the environment that the tests run in
+
+clean: ## remove the environments and everything else that was made here
+	rm -rf .venv .venv-* build dist benchmarks.json .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "maskq-cupy needs Python 3.11 or later, which '$(PYTHON)' is not: set PYTHON=python3.13, say"; \
+	    exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+# The stem names the extras; `numpy` stands for none.
+EXTRAS = $(if $(filter-out numpy,$*),[$*])
+
+$(VENV)/.with-%: pyproject.toml | $(BIN)/python
+	@echo "installing maskq-cupy$(EXTRAS) into $(VENV): a minute or two, the first time only"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".$(EXTRAS)"
+	@touch $@
