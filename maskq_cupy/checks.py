@@ -1,0 +1,130 @@
+"""What the arguments of a call must look like, and the errors that say so.
+
+Forms (type, rank, length) are host-side facts of any array and are checked on every call.
+Values are checked where they are at hand: always on the host, on a GPU under ``validate=True``.
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from maskq_cupy.rule import INT32_MAX
+
+INDEX_DTYPES = ("int32", "int64")
+
+
+def form_error(name: str, expected: str, dtype: object, shape: Sequence[int]) -> Exception:
+    """Return a TypeError for a wrong element type, else a ValueError for a wrong shape."""
+    kind = ValueError if str(dtype) in INDEX_DTYPES else TypeError
+    return kind(f"{name} must be {expected}, got {dtype} of shape {tuple(shape)}")
+
+
+def check_cu_seqlens_form(name: str, dtype: object, shape: Sequence[int]) -> None:
+    """Require int32 or int64 of shape (B + 1,)."""
+    if str(dtype) not in INDEX_DTYPES or len(shape) != 1 or shape[0] < 1:
+        raise form_error(name, "int32 or int64 of shape (B + 1,)", dtype, shape)
+
+
+def check_same_batch(length_q: int, length_k: int) -> None:
+    """Require that cu_seqlens_q cuts at least as many sequences as cu_seqlens_k."""
+    if length_q < length_k:
+        raise ValueError(
+            "cu_seqlens_q must be at least as long as cu_seqlens_k, "
+            f"got {length_q} and {length_k} entries"
+        )
+
+
+def check_intervals_form(dtype: object, shape: Sequence[int]) -> int:
+    """Require int32 or int64 of shape (Q, 2) or (2 * Q,); return Q."""
+    paired = len(shape) == 2 and shape[1] == 2
+    flat = len(shape) == 1 and shape[0] % 2 == 0
+    if str(dtype) not in INDEX_DTYPES or not (paired or flat):
+        raise form_error("attn_mask_kv", "int32 or int64 of shape (Q, 2) or (2 * Q,)", dtype, shape)
+    return shape[0] if paired else shape[0] // 2
+
+
+def check_token_num(value: object, name: str = "kv_token_num") -> int:
+    """Require an int in [0, 2**31 - 1]; return it."""
+    try:
+        count = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be an int or None, got {type(value).__name__}") from None
+    if not 0 <= count <= INT32_MAX:
+        raise ValueError(f"{name} must be in [0, 2**31 - 1], got {count}")
+    return count
+
+
+class HostBatch(NamedTuple):
+    """A checked batch on the host, int64: cu_seqlens cut to B + 1 entries, intervals to (Q, 2)."""
+
+    cu_seqlens_q: np.ndarray
+    cu_seqlens_k: np.ndarray
+    attn_mask_kv: np.ndarray | None
+    column_num: int
+
+    @property
+    def row_num(self) -> int:
+        return 0 if self.attn_mask_kv is None else len(self.attn_mask_kv)
+
+
+def host_batch(
+    cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any, kv_token_num: int | None
+) -> HostBatch:
+    """Check the forms and the values of a batch of lists and host arrays."""
+    q = _host_indices("cu_seqlens_q", cu_seqlens_q)
+    k = _host_indices("cu_seqlens_k", cu_seqlens_k)
+    check_cu_seqlens_form("cu_seqlens_q", q.dtype, q.shape)
+    check_cu_seqlens_form("cu_seqlens_k", k.dtype, k.shape)
+    check_same_batch(len(q), len(k))
+    q, k = q[: len(k)].astype(np.int64), k.astype(np.int64)
+    check_cu_seqlens_values("cu_seqlens_q", q)
+    check_cu_seqlens_values("cu_seqlens_k", k)
+    intervals = None
+    if attn_mask_kv is not None:
+        intervals = _host_indices("attn_mask_kv", attn_mask_kv)
+        check_intervals_form(intervals.dtype, intervals.shape)
+        intervals = intervals.reshape(-1, 2).astype(np.int64)
+    column_num = int(k[-1]) if kv_token_num is None else check_token_num(kv_token_num)
+    row_num = None if intervals is None else len(intervals)
+    check_totals(column_num, int(k[-1]), row_num, int(q[-1]))
+    return HostBatch(q, k, intervals, column_num)
+
+
+def _host_indices(name: str, value: Any) -> np.ndarray:
+    """Return a list or host array as NumPy's; an empty list holds no floats."""
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise TypeError(f"{name} must hold ints below 2**63, got {value!r:.80}")
+    return array.astype(np.int64) if array.size == 0 and isinstance(value, (list, tuple)) else array
+
+
+def check_cu_seqlens_values(name: str, cu_seqlens: np.ndarray) -> None:
+    """Require values that start at 0, never decrease and end within int32."""
+    if cu_seqlens[0] != 0:
+        raise ValueError(f"{name} must start at 0, got {name}[0] = {cu_seqlens[0]}")
+    drops = np.flatnonzero(cu_seqlens[1:] < cu_seqlens[:-1])
+    if drops.size:
+        i = int(drops[0]) + 1
+        raise decrease_error(name, i, int(cu_seqlens[i - 1]), int(cu_seqlens[i]))
+    if cu_seqlens[-1] > INT32_MAX:
+        raise ValueError(f"{name} must end within int32, got {name}[-1] = {cu_seqlens[-1]}")
+
+
+def decrease_error(name: str, i: int, before: int, value: int) -> ValueError:
+    return ValueError(
+        f"{name} must not decrease, got {name}[{i}] = {value} after {name}[{i - 1}] = {before}"
+    )
+
+
+def check_totals(kv_token_num: int, kv_total: int, row_num: int | None, q_total: int) -> None:
+    """Require a column for each key of the sequences, and an interval for each row."""
+    if kv_token_num < kv_total:
+        raise ValueError(
+            f"kv_token_num must be at least cu_seqlens_k[B], got {kv_token_num} below {kv_total}"
+        )
+    if row_num is not None and row_num < q_total:
+        raise ValueError(
+            f"attn_mask_kv must have at least cu_seqlens_q[B] rows, got {row_num} below {q_total}"
+        )

@@ -1,0 +1,72 @@
+"""The mask straight from its definition: for each row and key, visible or not. Slow and plain."""
+
+import numpy as np
+
+
+def row_keys(q_lens, k_lens, intervals=None, causal=True, window=None):
+    """Yield (row, sequence, kv_start, kv_end, s, e) a row, in Python integers."""
+    row = kv_start = 0
+    for b, (q_len, kv_len) in enumerate(zip(q_lens, k_lens, strict=True)):
+        offset = kv_len - q_len
+        for i in range(q_len):
+            if intervals is not None:
+                s, e = (int(x) for x in intervals[row])
+            else:
+                left, right = (-1, -1) if window is None else window
+                s = 0 if left == -1 else i + offset - left
+                if causal:
+                    right = 0
+                e = kv_len if right == -1 else i + offset + right + 1
+            yield row, b, kv_start, kv_start + kv_len, max(s, 0), min(e, kv_len)
+            row += 1
+        kv_start += kv_len
+
+
+def visible(q_lens, k_lens, intervals=None, causal=True, window=None, num_sink_tokens=0, n=None):
+    """Return the boolean (Q, N) matrix: does the row see the key?"""
+    n = sum(k_lens) if n is None else n
+    seen = np.zeros((sum(q_lens), n), bool)
+    for row, _, kv_start, kv_end, s, e in row_keys(q_lens, k_lens, intervals, causal, window):
+        for j in range(kv_end - kv_start):
+            seen[row, kv_start + j] = j < e and (j >= s or j < num_sink_tokens)
+    return seen
+
+
+def columns_of(seen):
+    """Return [LTS, UTE] of a matrix in which each column is seen by one run of rows or by none.
+
+    A column that no row sees has no definite place; it is given (-1, -1).
+    """
+    bounds = np.full((seen.shape[1], 2), -1, np.int32)
+    for c in range(seen.shape[1]):
+        rows = np.flatnonzero(seen[:, c])
+        if rows.size:
+            assert rows[-1] - rows[0] + 1 == rows.size, f"column {c} is not one run of rows"
+            bounds[c] = rows[-1] + 1, rows[0]
+    return bounds
+
+
+def shown(columns, q_token_num):
+    """Return the boolean (Q, N) matrix that the columns show."""
+    row = np.arange(q_token_num)[:, None]
+    return (row >= columns[:, 1]) & (row < columns[:, 0])
+
+
+def superset(q_lens, k_lens, intervals):
+    """Return what two columns show of arbitrary intervals: the spec's rule, row by row.
+
+    Row r is shown the keys from the smallest start of itself and the rows after it up to the
+    largest end of itself and the rows before it, in its sequence.
+    """
+    starts, ends, own = {}, {}, {}
+    for row, b, kv_start, kv_end, s, e in row_keys(q_lens, k_lens, intervals):
+        own.setdefault(b, []).append(row)
+        starts[row] = kv_start + s if s < e else kv_end
+        ends[row] = kv_start + e if s < e else kv_start
+    seen = np.zeros((sum(q_lens), sum(k_lens)), bool)
+    for rows in own.values():
+        for row in rows:
+            first = min(starts[r] for r in rows if r >= row)
+            last = max(ends[r] for r in rows if r <= row)
+            seen[row, first:last] = True
+    return seen

@@ -1,0 +1,107 @@
+"""Random packs: lengths with empties anywhere, more rows than keys, padding, decode, giants."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Pack(NamedTuple):
+    cu_seqlens_q: np.ndarray
+    cu_seqlens_k: np.ndarray
+    attn_mask_kv: np.ndarray | None
+    kv_token_num: int
+    rule: dict
+
+    def arguments(self):
+        return (self.cu_seqlens_q, self.cu_seqlens_k, self.attn_mask_kv, self.kv_token_num)
+
+
+def cuts(lengths, dtype=np.int32):
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(dtype)
+
+
+def random_pack(rng, tokens=600, intervals=None, dtype=None):
+    """Return a random pack of up to about `tokens` rows and columns, half of them of intervals."""
+    q_lens, k_lens = random_lengths(rng, int(rng.integers(0, tokens + 1)))
+    dtypes = [dtype or rng.choice([np.int32, np.int64]) for _ in range(3)]
+    q, k = cuts(q_lens, dtypes[0]), cuts(k_lens, dtypes[1])
+    padding = int(rng.choice([0, 0, 1, 17, 300]))
+    if intervals is None:
+        intervals = rng.random() < 0.5
+    mask, rule = None, {}
+    if intervals:
+        mask = random_intervals(rng, q, k).astype(dtypes[2])
+        mask = np.concatenate(
+            [mask, rng.integers(-5, 5, (int(rng.choice([0, 0, 9])), 2), dtypes[2])]
+        )
+    else:
+        rule = random_rule(rng)
+    if rng.random() < 0.3:  # a scheduler pads cu_seqlens_q to its largest batch
+        q = np.concatenate([q, rng.integers(-9, 9, 3).astype(q.dtype)])
+    return Pack(q, k, mask, int(k[-1]) + padding, rule)
+
+
+def random_lengths(rng, tokens):
+    """Return q_lens and k_lens that add up to about `tokens` each."""
+    kind = rng.choice(["documents", "decode", "giant", "prefix", "many empties"])
+    if kind == "giant":
+        return np.array([tokens]), np.array([rng.integers(0, 2 * tokens + 1)])
+    mean = int(rng.choice([1, 4, 30, 200]))
+    batch = max(1, tokens // mean)
+    k_lens = rng.integers(0, 2 * mean + 1, batch)
+    if kind == "decode":
+        q_lens = np.ones(batch, int)
+    elif kind == "prefix":
+        q_lens = rng.integers(0, k_lens + 1)
+    elif rng.random() < 0.5:
+        q_lens = k_lens.copy()
+    else:
+        q_lens = rng.integers(0, 2 * mean + 1, batch)
+    empties = 0.7 if kind == "many empties" else 0.1
+    q_lens[rng.random(batch) < empties] = 0
+    k_lens[rng.random(batch) < empties] = 0
+    at = rng.choice([0, batch // 2, batch])
+    hole = np.zeros(int(rng.choice([0, 1, 50])), int)
+    return np.insert(q_lens, at, hole), np.insert(k_lens, at, hole)
+
+
+def random_rule(rng):
+    kind = rng.choice(["causal", "full", "window", "two-sided", "sinks"])
+    if kind == "causal":
+        return {}
+    if kind == "full":
+        return {"causal": False}
+    left = int(rng.choice([-1, 0, 1, 7, 100, 2**31 - 1, 2**40]))
+    if kind == "window":
+        return {"window": (left, int(rng.choice([-1, 0])))}
+    if kind == "two-sided":
+        return {"causal": False, "window": (left, int(rng.choice([-1, 0, 3, 2**31 - 1])))}
+    return {"window": (left, 0), "num_sink_tokens": int(rng.choice([1, 4, 2**33]))}
+
+
+def random_intervals(rng, q, k):
+    """Return (Q, 2) int64: arbitrary, sorted, out of range, or with rows that see nothing."""
+    kind = rng.choice(["arbitrary", "sorted", "causal", "spans"])
+    batch = len(k) - 1
+    result = np.zeros((int(q[batch]), 2), np.int64)
+    for b in range(batch):
+        rows, kv_len = slice(q[b], q[b + 1]), int(k[b + 1] - k[b])
+        q_len = rows.stop - rows.start
+        if q_len == 0:
+            continue
+        i = np.arange(q_len)
+        if kind == "causal":
+            pairs = np.stack([np.zeros(q_len), i + kv_len - q_len + 1], axis=1)
+        elif kind == "spans":
+            span = i // int(rng.integers(1, 40)) + 1
+            pairs = np.stack([np.zeros(q_len), span * 17], axis=1)
+        else:
+            pairs = rng.integers(-3, kv_len + 4, (q_len, 2))
+            pairs.sort(axis=int(rng.choice([0, 1])) if kind == "arbitrary" else 1)
+            if kind == "sorted":
+                pairs.sort(axis=0)
+        result[rows] = pairs
+    if rng.random() < 0.2:
+        extremes = [-(2**63), -(2**31), 2**31 - 1, 2**63 - 1]
+        result[rng.random(result.shape) < 0.05] = rng.choice(extremes)
+    return result
