@@ -1,0 +1,20 @@
+// How [LTS, UTE] columns are stored: two columns, 16 bytes, at a time.
+//
+// Pairs start at a 16-byte boundary. Where the array starts 8 bytes behind one, its first column is
+// the second half of a pair: lead is 1, and pair p holds the columns 2 * p - lead and the next.
+
+// Columns to count in front of the array so that pairs are aligned: 0 or 1.
+__device__ unsigned column_lead(const int2* columns)
+{
+    return (unsigned)(reinterpret_cast<unsigned long long>(columns) / sizeof(int2)) % 2;
+}
+
+// Writes columns c and c + 1, of which those below column_num exist; c = -1 wraps past column_num.
+__device__ void store_pair(int2* columns, unsigned column, unsigned column_num, int2 a, int2 b)
+{
+    bool has_a = column < column_num;
+    bool has_b = column + 1 < column_num;
+    if (has_a && has_b) *reinterpret_cast<int4*>(columns + column) = make_int4(a.x, a.y, b.x, b.y);
+    else if (has_a) columns[column] = a;
+    else if (has_b) columns[column + 1] = b;
+}

@@ -1,0 +1,178 @@
+"""From `.cu` files to functions on a GPU: find, inline, compile at first use, cache, launch.
+
+Nothing happens at import: CuPy is imported, and a kernel compiled, when one is first asked for.
+"""
+
+import ctypes
+import re
+import struct
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# Launch constants that the kernels are compiled with. One tuple of options for all modules: CuPy
+# runs an empty compile for each distinct tuple in a process, about 25 ms.
+BLOCK_THREADS = 256
+WINDOW_SEQUENCES = 1024  # sequences of a tile whose cuts a block keeps in shared memory
+NEAR_TILES = 4  # row tiles that a block of columns reads whole
+OPTIONS = (
+    "-std=c++17",
+    f"-DBLOCK_THREADS={BLOCK_THREADS}",
+    f"-DWINDOW_SEQUENCES={WINDOW_SEQUENCES}",
+    f"-DNEAR_TILES={NEAR_TILES}",
+)
+TILE = (
+    4 * BLOCK_THREADS
+)  # rows or columns of a block with four a thread; staircase.cuh has its twin
+
+_MISSING_CUPY = (
+    "maskq_cupy computes on the GPU with CuPy, which is not installed: "
+    'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version); '
+    "maskq_cupy.reference needs NumPy alone"
+)
+
+
+def require_cupy() -> Any:
+    """Return the cupy module, or raise ImportError with one line that names the extra."""
+    try:
+        import cupy
+    except ImportError:
+        raise ImportError(_MISSING_CUPY) from None
+    return cupy
+
+
+def gpu_problem() -> str | None:
+    """Return None where CuPy and a CUDA device can be used, else what is missing in one line."""
+    try:
+        cupy = require_cupy()
+        devices = cupy.cuda.runtime.getDeviceCount()
+    except ImportError as error:
+        return str(error)
+    except Exception as error:  # CUDARuntimeError, or whatever a half-installed driver raises
+        return f"no CUDA device: {error}"
+    return None if devices else "no CUDA device: the driver reports none"
+
+
+def kernel_folder() -> Path:
+    """Return the folder of the kernels: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "kernels", package.parent / "kernels"):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"the kernels are missing from {package}: reinstall maskq-cupy")
+
+
+def source(file: str) -> str:
+    """Return a `.cu` file with its includes inlined, each once, and lines numbered as in the files.
+
+    Inlined because CuPy's disk cache is keyed by the text that it is given.
+    """
+    return _inline(file, set())
+
+
+def _inline(file: str, seen: set[str]) -> str:
+    seen.add(file)
+    lines = []
+    for number, line in enumerate((kernel_folder() / file).read_text().splitlines(), start=1):
+        include = re.fullmatch(r'#include "(.+)"', line)
+        if include is None:
+            lines.append(line)
+        elif include[1] not in seen:
+            lines += [_inline(include[1], seen), f'#line {number + 1} "{file}"']
+        else:
+            lines.append("")
+    return f'#line 1 "{file}"\n' + "\n".join(lines)
+
+
+def compile_sources(arch: int) -> dict[str, str]:
+    """Compile every `.cu` file with NVRTC for sm_{arch}, no GPU needed; return the program logs.
+
+    The logs hold each kernel's registers, stack and spills. Raises cupy's CompileException.
+    """
+    cuda = require_cupy().cuda
+    options = (*OPTIONS, f"-arch=sm_{arch}", "--ptxas-options=-v")
+    logs = {}
+    for path in sorted(kernel_folder().glob("*.cu")):
+        text = source(path.name)
+        program = cuda.nvrtc.createProgram(text, path.name, (), ())
+        try:
+            cuda.nvrtc.compileProgram(program, options)
+        except cuda.nvrtc.NVRTCError:
+            log = cuda.nvrtc.getProgramLog(program)
+            raise cuda.compiler.CompileException(log, text, path.name, options) from None
+        finally:
+            logs[path.name] = cuda.nvrtc.getProgramLog(program).strip("\0\n ")
+            cuda.nvrtc.destroyProgram(program)
+    return logs
+
+
+# Each kernel's file, and its parameters as a struct's format: P pointer, i int, I unsigned.
+_KERNELS = {
+    "columns_rule": ("columns_rule.cu", "PPiiIIIIPII"),
+    "row_staircases": ("columns_intervals.cu", "PPiiIPiIIPPP"),
+    "columns_of_staircases": ("columns_intervals.cu", "PPPIIIPI"),
+}
+
+
+class Kernel:
+    """A kernel, loaded for each device at its first use there.
+
+    Launches through the driver with its parameters packed into one buffer a thread:
+    `RawKernel.__call__` wraps every argument in an object, which costs more than the launch.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._file, form = _KERNELS[name]
+        self._packer = struct.Struct(form)
+        ends = [struct.calcsize(form[: i + 1]) for i in range(len(form))]
+        self._offsets = [end - struct.calcsize(c) for end, c in zip(ends, form, strict=True)]
+        self._functions: dict[int, Any] = {}  # by device; a function keeps its module loaded
+        self._pointers: dict[int, int] = {}
+        self._per_thread = threading.local()
+        self._driver_launch = require_cupy().cuda.driver.launchKernel
+
+    def is_loaded(self, device: int) -> bool:
+        return device in self._pointers
+
+    def load(self, device: int) -> None:
+        """Compile, or take from CuPy's disk cache, and load for the current device, `device`."""
+        with _loading:
+            if device not in self._pointers:
+                self._functions[device] = function = (
+                    _module(self._file).get_function(self._name).kernel
+                )
+                self._pointers[device] = function.ptr
+
+    def launch(self, device: int, stream: int, grid: int, arguments: tuple) -> None:
+        """Launch on the current device, `device`, for which the kernel is loaded."""
+        try:
+            buffer, parameters, _ = self._per_thread.parameters
+        except AttributeError:
+            buffer, parameters, _ = self._per_thread.parameters = self._new_parameters(device)
+        self._packer.pack_into(buffer, 0, *arguments)
+        self._driver_launch(
+            self._pointers[device], grid, 1, 1, BLOCK_THREADS, 1, 1, 0, stream, parameters, 0
+        )
+
+    def _new_parameters(self, device: int) -> tuple[Any, int, Any]:
+        """Return a buffer for the parameters, and the address of an array of pointers into it."""
+        require_cupy().cuda.runtime.setDevice(device)  # makes the context current in a new thread
+        buffer = ctypes.create_string_buffer(self._packer.size)
+        start = ctypes.addressof(buffer)
+        pointers = (ctypes.c_void_p * len(self._offsets))(*(start + at for at in self._offsets))
+        return buffer, ctypes.addressof(pointers), pointers
+
+
+_loading = threading.Lock()
+
+
+@cache
+def kernel(name: str) -> Kernel:
+    return Kernel(name)
+
+
+@cache
+def _module(file: str) -> Any:
+    return require_cupy().RawModule(code=source(file), options=OPTIONS, backend="nvrtc")

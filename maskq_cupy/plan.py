@@ -1,0 +1,85 @@
+"""Which kernels a call launches, on how many blocks, with which arguments.
+
+From host-known numbers alone, and for pointers of any kind that can be added to, so that the tests
+run the same launches on the CPU.
+"""
+
+from typing import Any, NamedTuple
+
+from maskq_cupy.compile import BLOCK_THREADS
+from maskq_cupy.rule import Rule
+
+EDGES_NBYTES = 8 * 1024  # int2 for each of at most 1,024 groups of row tiles
+
+
+class Launch(NamedTuple):
+    kernel: str
+    grid: int
+    arguments: tuple
+
+
+class Batch(NamedTuple):
+    """A pack's cu_seqlens: pointers, and strides in 32-bit words (1 for int32, 2 for int64)."""
+
+    q: Any
+    k: Any
+    q_stride: int
+    k_stride: int
+    size: int
+
+
+def rule_launch(
+    batch: Batch, rule: Rule, columns: Any, column_num: int, block_threads: int = BLOCK_THREADS
+) -> Launch:
+    """Return the launch that writes the columns of a rule; column_num is at least 1."""
+    # More columns a thread save searches; fewer fill the GPU where there are few.
+    steps = 1 if column_num < 1 << 19 else 4 if column_num < 1 << 24 else 16
+    tile = 2 * block_threads * steps
+    grid = column_num // tile + 1  # an unaligned array starts with half a pair
+    arguments = (*batch, *rule, columns, column_num, steps)
+    return Launch("columns_rule", grid, arguments)
+
+
+def scratch_nbytes(q_token_num: int) -> int:
+    """Return the bytes of scratch memory that a call with attn_mask_kv of so many rows needs.
+
+    8 a row for its two staircases, and 8 KiB.
+
+    >>> scratch_nbytes(1000)
+    16192
+    """
+    return EDGES_NBYTES + 2 * _staircase_nbytes(q_token_num)
+
+
+def _staircase_nbytes(row_num: int) -> int:
+    return (4 * row_num + 15) // 16 * 16
+
+
+def interval_launches(
+    batch: Batch,
+    intervals: Any,
+    is_int64: bool,
+    row_num: int,
+    columns: Any,
+    column_num: int,
+    scratch: Any,
+    block_threads: int = BLOCK_THREADS,
+) -> tuple[Launch, Launch]:
+    """Return the launches that write the columns of intervals; both numbers are at least 1."""
+    tile = 4 * block_threads
+    tile_num = -(-row_num // tile)
+    tiles_per_group = -(-tile_num // tile)
+    group_num = -(-tile_num // tiles_per_group)
+    ends = scratch + EDGES_NBYTES
+    starts = ends + _staircase_nbytes(row_num)
+    rows = Launch(
+        "row_staircases",
+        group_num,
+        (*batch, intervals, is_int64, row_num, tiles_per_group, ends, starts, scratch),
+    )
+    inverse = Launch(
+        "columns_of_staircases",
+        column_num // tile + 1,
+        (ends, starts, scratch, row_num, tiles_per_group, group_num, columns, column_num),
+    )
+    return rows, inverse
