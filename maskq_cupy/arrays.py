@@ -1,0 +1,285 @@
+"""Any framework's array in, as a pointer and host-side facts, in stream order.
+
+A `GpuArray` is read without building an array where the framework allows it (CuPy, torch, the CUDA
+array interface); DLPack serves the rest. Needs CuPy; touches no device at import.
+"""
+
+import collections
+import math
+import sys
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from maskq_cupy.compile import gpu_problem, require_cupy
+
+cupy = require_cupy()
+runtime = cupy.cuda.runtime
+_get_current_stream = cupy.cuda.get_current_stream
+_cupy_array = cupy.ndarray
+
+LEGACY_STREAM = 0  # also spelled 1
+_DEFAULT_STREAMS = 2  # legacy and per-thread have no address, and belong to any device
+_DLPACK_CUDA_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+
+class Streams(NamedTuple):
+    """Pointers of the stream to launch on and of CuPy's current one, which may be the same."""
+
+    launch: int
+    current: int
+
+
+class GpuArray(NamedTuple):
+    """What a launch needs to know of an array on a GPU.
+
+    ``stream`` is the pointer of the stream that its framework works on, or None where only the
+    framework knows; it then has ordered that stream's work before the launch itself, and ``value``
+    must live until the launch is done.
+    """
+
+    pointer: int
+    dtype: str
+    itemsize: int
+    shape: tuple[int, ...]
+    device: int
+    contiguous: bool
+    writable: bool
+    stream: int | None
+    value: Any
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.itemsize
+
+
+_INDEX_DTYPES = {np.dtype(name): name for name in ("int32", "int64")}
+_TORCH_INDEX_DTYPES: dict[Any, str] = {}
+
+
+def gpu_array(value: Any, name: str, streams: Streams) -> GpuArray | None:
+    """Return the facts of an array on a GPU, or None if the value is a list or on the host."""
+    if isinstance(value, _cupy_array):
+        dtype = value.dtype
+        return GpuArray(
+            value.data.ptr,
+            _INDEX_DTYPES.get(dtype) or str(dtype),
+            dtype.itemsize,
+            value.shape,
+            value.data.device_id,
+            value._c_contiguous,
+            True,
+            streams.current,
+            value,
+        )
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _from_torch(torch, value) if value.is_cuda else None
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return None
+    if hasattr(value, "__dlpack_device__"):
+        if int(value.__dlpack_device__()[0]) in _DLPACK_CUDA_DEVICES:
+            return _from_dlpack(value, name, streams)
+        return None
+    if hasattr(value, "__cuda_array_interface__"):
+        return _from_cuda_array_interface(value)
+    return None
+
+
+def _from_torch(torch: Any, tensor: Any) -> GpuArray:
+    if not _TORCH_INDEX_DTYPES:
+        _TORCH_INDEX_DTYPES.update({torch.int32: "int32", torch.int64: "int64"})
+    dtype = tensor.dtype
+    device = tensor.get_device()
+    return GpuArray(
+        tensor.data_ptr(),
+        _TORCH_INDEX_DTYPES.get(dtype) or str(dtype).removeprefix("torch."),
+        dtype.itemsize,
+        tensor.shape,
+        device,
+        tensor.is_contiguous(),
+        True,
+        torch._C._cuda_getCurrentRawStream(device),  # torch.cuda.current_stream costs 40 times this
+        tensor,
+    )
+
+
+def _from_dlpack(value: Any, name: str, streams: Streams) -> GpuArray:
+    with _as_current(streams.launch):
+        try:
+            array = cupy.from_dlpack(value)
+        except BufferError as error:
+            raise ValueError(f"{name} must export by DLPack, got {error}") from error
+    interface = getattr(value, "__cuda_array_interface__", None)
+    return GpuArray(
+        array.data.ptr,
+        str(array.dtype),
+        array.itemsize,
+        array.shape,
+        array.data.device_id,
+        array.flags.c_contiguous,
+        interface is None or not interface["data"][1],
+        None,
+        (value, array),
+    )
+
+
+def _from_cuda_array_interface(value: Any) -> GpuArray:
+    interface = value.__cuda_array_interface__
+    pointer, read_only = interface["data"]
+    dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
+    strides = interface.get("strides")
+    return GpuArray(
+        pointer,
+        str(dtype),
+        dtype.itemsize,
+        shape,
+        runtime.pointerGetAttributes(pointer).device if pointer else current_device(),
+        strides is None or _is_contiguous(shape, strides, dtype.itemsize),
+        not read_only,
+        # None in version 2, and from Numba for its default stream, which is the legacy one.
+        _normal(interface.get("stream") or LEGACY_STREAM),
+        value,
+    )
+
+
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    expected = itemsize
+    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if length != 1 and stride != expected:
+            return False
+        expected *= length
+    return True
+
+
+def current_device() -> int:
+    """Return the current CUDA device, or raise with what is missing and where to go without one."""
+    try:
+        return runtime.getDevice()
+    except runtime.CUDARuntimeError as error:
+        raise RuntimeError(
+            f"{gpu_problem() or error}; maskq_cupy.reference computes the same on the CPU"
+        ) from None
+
+
+def streams_of(stream: Any) -> Streams:
+    """Return the launch stream that the argument `stream` means, and CuPy's current one.
+
+    A CuPy stream, a raw pointer, what has `__cuda_stream__` or `.cuda_stream`, or None.
+    """
+    current = _normal(_get_current_stream().ptr)
+    if stream is None:
+        return Streams(current, current)
+    if isinstance(stream, int):
+        pointer = stream
+    elif hasattr(stream, "ptr"):
+        pointer = stream.ptr
+    elif hasattr(stream, "__cuda_stream__"):
+        pointer = stream.__cuda_stream__()[1]
+    elif hasattr(stream, "cuda_stream"):
+        pointer = stream.cuda_stream
+    else:
+        raise TypeError(
+            "stream must be a CuPy stream, a pointer, or an object with __cuda_stream__ or "
+            f".cuda_stream, got {type(stream).__name__}"
+        )
+    return Streams(_normal(int(pointer)), current)
+
+
+def _normal(stream: int) -> int:
+    return LEGACY_STREAM if stream == 1 else stream
+
+
+def check_stream(stream: int) -> None:
+    """Require that a stream which the caller named belongs to the current device."""
+    if stream > _DEFAULT_STREAMS and cupy.cuda.driver.streamGetCtx(stream) != _context():
+        raise ValueError("stream must belong to the arrays' device, got a stream of another device")
+
+
+def _context() -> int:
+    runtime.setDevice(runtime.getDevice())  # a new thread has no context yet
+    return cupy.cuda.driver.ctxGetCurrent()
+
+
+def is_capturing(stream: int) -> bool:
+    """Is the stream recording a CUDA graph? The legacy default stream cannot."""
+    return stream != LEGACY_STREAM and runtime.streamIsCapturing(stream)
+
+
+class _RawStream(NamedTuple):
+    pointer: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+
+def _as_current(stream: int) -> Any:
+    """Return a context in which the stream is CuPy's current one."""
+    return cupy.cuda.Stream.from_external(_RawStream(stream))
+
+
+def _order(first: int, then: int) -> None:
+    """Make what comes on stream `then` wait for what is on stream `first`."""
+    event = runtime.eventCreateWithFlags(runtime.eventDisableTiming)
+    runtime.eventRecord(event, first)
+    runtime.streamWaitEvent(then, event)
+    runtime.eventDestroy(event)  # once it is no longer waited for
+
+
+def wait_for_producers(given: Iterable[GpuArray], streams: Streams) -> None:
+    """Order the launch stream behind the streams on which the arrays' frameworks work."""
+    others = {a.stream for a in given if a.stream is not None and a.stream != streams.launch}
+    if others and not is_capturing(streams.launch):
+        for other in others:
+            _order(other, streams.launch)
+
+
+def release_to_producers(given: Iterable[GpuArray], streams: Streams) -> None:
+    """Order those streams, and CuPy's current one, behind the launch, so that the arrays may be
+    freed, reused or read at once."""
+    others = {a.stream for a in given if a.stream is not None} | {streams.current}
+    others.discard(streams.launch)
+    held = [a.value for a in given if a.stream is None]
+    if (others or held) and not is_capturing(streams.launch):
+        for other in others:
+            _order(streams.launch, other)
+        if held:
+            _hold_until_done(held, streams.launch)
+
+
+# Arrays of frameworks whose stream is unknown, kept until the launch that read them is done.
+_in_flight: collections.deque[tuple[Any, Any]] = collections.deque()
+
+
+def _hold_until_done(values: Iterable[Any], launch_stream: int) -> None:
+    """Keep the values alive until the work that is now on the stream is done; drop what is done."""
+    event = cupy.cuda.Event(disable_timing=True)
+    runtime.eventRecord(event.ptr, launch_stream)
+    _in_flight.append((event, tuple(values)))
+    while _in_flight and _in_flight[0][0].done:
+        _in_flight.popleft()
+
+
+def empty(shape: tuple[int, ...], dtype: Any, streams: Streams) -> Any:
+    """Allocate from the stream's part of CuPy's pool."""
+    if streams.launch == streams.current:
+        return cupy.empty(shape, dtype)
+    with _as_current(streams.launch):
+        return cupy.empty(shape, dtype)
+
+
+def upload(array: np.ndarray, stream: int) -> Any:
+    """Copy a host array to the current device through pinned memory, without a host wait."""
+    with _as_current(stream):
+        return cupy.asarray(array)
+
+
+def download(pointer: int, dtype: Any, length: int, stream: int) -> np.ndarray:
+    """Copy from the device and wait for it."""
+    array = np.empty(length, dtype)
+    runtime.memcpyAsync(
+        array.ctypes.data, pointer, array.nbytes, runtime.memcpyDeviceToHost, stream
+    )
+    runtime.streamSynchronize(stream)
+    return array

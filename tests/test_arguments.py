@@ -1,0 +1,99 @@
+"""Bad input on the host: the message names the argument, what was expected and what came."""
+
+import numpy as np
+import pytest
+
+import maskq_cupy
+from maskq_cupy import reference
+
+CALLS = [
+    ({"cu_seqlens_k": np.zeros((4, 1), np.float32)}, TypeError,
+     "cu_seqlens_k must be int32 or int64 of shape (B + 1,), got float32 of shape (4, 1)"),
+    ({"cu_seqlens_q": [[0, 3]]}, ValueError,
+     "cu_seqlens_q must be int32 or int64 of shape (B + 1,), got int64 of shape (1, 2)"),
+    ({"cu_seqlens_q": []}, ValueError,
+     "cu_seqlens_q must be int32 or int64 of shape (B + 1,), got int64 of shape (0,)"),
+    ({"cu_seqlens_q": [0, 2**70]}, TypeError, "cu_seqlens_q must hold ints below 2**63"),
+    ({"cu_seqlens_k": [0, 3, 4]}, ValueError,
+     "cu_seqlens_q must be at least as long as cu_seqlens_k, got 2 and 3 entries"),
+    ({"cu_seqlens_q": [1, 3]}, ValueError, "cu_seqlens_q must start at 0, got cu_seqlens_q[0] = 1"),
+    ({"cu_seqlens_q": [0, 3, 5], "cu_seqlens_k": [0, 3, 2]}, ValueError,
+     "cu_seqlens_k must not decrease, got cu_seqlens_k[2] = 2 after cu_seqlens_k[1] = 3"),
+    ({"cu_seqlens_k": [0, 2**31]}, ValueError,
+     "cu_seqlens_k must end within int32, got cu_seqlens_k[-1] = 2147483648"),
+    ({"kv_token_num": 2}, ValueError,
+     "kv_token_num must be at least cu_seqlens_k[B], got 2 below 3"),
+    ({"kv_token_num": -1}, ValueError, "kv_token_num must be in [0, 2**31 - 1], got -1"),
+    ({"kv_token_num": 2**31}, ValueError, "kv_token_num must be in [0, 2**31 - 1], got 2147483648"),
+    ({"kv_token_num": 3.0}, TypeError, "kv_token_num must be an int or None, got float"),
+    ({"attn_mask_kv": np.zeros((3, 3), int)}, ValueError,
+     "attn_mask_kv must be int32 or int64 of shape (Q, 2) or (2 * Q,), got int64 of shape (3, 3)"),
+    ({"attn_mask_kv": np.zeros(5, int)}, ValueError,
+     "attn_mask_kv must be int32 or int64 of shape (Q, 2) or (2 * Q,), got int64 of shape (5,)"),
+    ({"attn_mask_kv": np.zeros((3, 2))}, TypeError,
+     "attn_mask_kv must be int32 or int64 of shape (Q, 2) or (2 * Q,), got float64 of shape (3,"),
+    ({"attn_mask_kv": [[0, 1], [0, 2]]}, ValueError,
+     "attn_mask_kv must have at least cu_seqlens_q[B] rows, got 2 below 3"),
+]  # fmt: skip
+
+RULES = [
+    ({"causal": 1}, TypeError, "causal must be True or False, got 1"),
+    ({"window": 5}, ValueError, "window must be (left, right), two ints >= -1, got 5"),
+    ({"window": (1, 0, 0)}, ValueError,
+     "window must be (left, right), two ints >= -1, got (1, 0, 0)"),
+    ({"window": (-2, 0)}, ValueError, "window[0] must be an int >= -1, got -2"),
+    ({"window": (1, 0.5)}, TypeError, "window[1] must be an int >= -1, got 0.5"),
+    ({"window": (1, 2)}, ValueError,
+     "window=(left, right) must have right -1 or 0 under causal=True, got (1, 2)"),
+    ({"num_sink_tokens": 4}, ValueError,
+     "num_sink_tokens needs a window whose left bound it lifts, got 4 sinks and no window"),
+    ({"num_sink_tokens": -4, "window": (1, 0)}, ValueError,
+     "num_sink_tokens must be an int >= 0, got -4"),
+    ({"attn_mask_kv": [[0, 1]] * 3, "window": (1, 0)}, ValueError,
+     "attn_mask_kv excludes window: the intervals say it all, got window=(1, 0)"),
+    ({"attn_mask_kv": [[0, 1]] * 3, "causal": False}, ValueError,
+     "attn_mask_kv excludes causal=False: the intervals say it all, leave causal alone"),
+]  # fmt: skip
+
+GOOD = {"cu_seqlens_q": [0, 3], "cu_seqlens_k": [0, 3]}
+
+
+def check(function, change, kind, message):
+    with pytest.raises(kind) as raised:
+        function(**GOOD | change)
+    assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize(("change", "kind", "message"), CALLS + RULES)
+def test_reference(change, kind, message):
+    check(reference.get_attn_mask_q, change, kind, message)
+
+
+@pytest.mark.parametrize(("change", "kind", "message"), RULES)
+def test_rule_of_the_gpu_function_without_a_gpu(change, kind, message):
+    pytest.importorskip("cupy")
+    check(maskq_cupy.get_attn_mask_q, change, kind, message)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("change", "kind", "message"), CALLS + RULES)
+def test_gpu_function(change, kind, message):
+    check(maskq_cupy.get_attn_mask_q, change, kind, message)
+
+
+def test_gpu_function_names_the_reference_where_there_is_no_gpu():
+    pytest.importorskip("cupy")
+    from maskq_cupy.compile import gpu_problem
+
+    if gpu_problem() is None:
+        pytest.skip("there is a GPU")
+    with pytest.raises(RuntimeError, match=r"maskq_cupy\.reference computes the same on the CPU"):
+        maskq_cupy.get_attn_mask_q([0, 3], [0, 3])
+
+
+@pytest.mark.gpu
+def test_only_a_gpu_array_is_an_out():
+    with pytest.raises(TypeError, match="out must be an array on a GPU, got ndarray on the host"):
+        maskq_cupy.get_attn_mask_q([0, 3], [0, 3], out=np.zeros((3, 2), np.int32))
+    with pytest.raises(TypeError, match=r"stream must be a CuPy stream, .*, got str"):
+        maskq_cupy.get_attn_mask_q([0, 3], [0, 3], stream="main")
