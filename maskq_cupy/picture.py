@@ -1,0 +1,219 @@
+"""Pictures of a mask, drawn from its columns alone: a table, a drawing in text, a PNG.
+
+Text is plain ASCII, so that it survives a pipe, a log and a terminal without colour. Packs larger
+than the picture are scaled down to a grid of cells; nothing here builds a matrix of rows x keys.
+NumPy is all that is needed; matplotlib (the ``plot`` extra) is imported when a PNG is saved.
+"""
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+
+LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+COLOURS = ("#2f6db5", "#e07b39", "#3a9a5b", "#b0407f", "#7b62b8", "#b08d1e", "#23919c", "#374151")
+SEVERAL_SEQUENCES, NO_SEQUENCE = -1, -2  # of a cell
+PNG_CELLS = 600  # along each side: about as many as the picture has pixels for
+
+
+def coverage(columns: np.ndarray, row_edges: np.ndarray, column_edges: np.ndarray) -> np.ndarray:
+    """Return which fraction of each cell of a grid is shown, counted exactly.
+
+    Cell (r, c) holds the rows ``row_edges[r]`` up to ``row_edges[r + 1]`` and the columns
+    ``column_edges[c]`` up to ``column_edges[c + 1]``: 1 is a full cell, 0 an empty one, or one
+    without rows or columns. Costs O(N log R + R * C) for R x C cells.
+
+    Args:
+        columns: int32, shape (N, 2), columns [LTS, UTE].
+        row_edges: ints, shape (R + 1,), non-decreasing.
+        column_edges: ints, shape (C + 1,), non-decreasing, in [0, N].
+
+    Returns:
+        float64, shape (R, C).
+
+    >>> coverage(np.array([[3, 0], [3, 1], [3, 2]]), np.array([0, 2, 3]), np.array([0, 1, 3]))
+    array([[1.  , 0.25],
+           [1.  , 1.  ]])
+    """
+    row_edges, column_edges = np.asarray(row_edges, np.int64), np.asarray(column_edges, np.int64)
+    heights, widths = np.diff(row_edges), np.diff(column_edges)
+    lts, ute = columns[column_edges[0] : column_edges[-1]].T
+    before_lts = _rows_before(np.maximum(lts, ute), row_edges, widths)
+    shown = before_lts - _rows_before(ute, row_edges, widths)
+    return shown / np.maximum(np.outer(heights, widths), 1)
+
+
+def _rows_before(bound: np.ndarray, row_edges: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """Return for each cell how many of its rows come before the bound, summed over its columns."""
+    grid = (len(row_edges), len(widths))
+    bound = np.clip(bound, row_edges[0], row_edges[-1])
+    row_cell = np.searchsorted(row_edges, bound, side="right") - 1
+    cell = row_cell * grid[1] + np.repeat(np.arange(grid[1]), widths)
+    # A bound counts the first rows of the cell that it ends in, and all rows of the cells above.
+    first_rows = np.zeros(grid, np.int64)
+    np.add.at(first_rows.reshape(-1), cell, bound - row_edges[row_cell])
+    ends_here = np.bincount(cell, minlength=first_rows.size).reshape(grid)
+    ends_below = ends_here[:0:-1].cumsum(axis=0)[::-1]
+    return first_rows[:-1] + np.diff(row_edges)[:, None] * ends_below
+
+
+def column_table(columns: np.ndarray, cu_seqlens_k: np.ndarray, most: int = 24) -> str:
+    """Return the columns as a table in text, its middle left out beyond ``most`` columns.
+
+    Args:
+        columns: int32, shape (N, 2), columns [LTS, UTE].
+        cu_seqlens_k: int32 or int64, shape (B + 1,). Padding columns have no sequence: ``-``.
+        most: how many columns to print, 2 or more.
+    """
+    total = len(columns)
+    head, tail = (total, total) if total <= most else (most // 2, total - most // 2)
+    lines = [f"{'column':>8}  {'sequence':>10}  {'LTS':>10}  {'UTE':>10}"]
+    for c in [*range(head), *range(tail, total)]:
+        if c == tail:
+            lines.append(f"{'...':>8}  ({tail - head:,} columns left out)")
+        b = int(np.searchsorted(cu_seqlens_k[1:], c, side="right"))
+        sequence = f"{b} {LETTERS[b % 26]}" if b < len(cu_seqlens_k) - 1 else "-"
+        lines.append(f"{c:>8}  {sequence:>10}  {columns[c, 0]:>10}  {columns[c, 1]:>10}")
+    return "\n".join(lines)
+
+
+def drawing(
+    columns: np.ndarray,
+    cu_seqlens_q: np.ndarray,
+    cu_seqlens_k: np.ndarray,
+    width: int = 80,
+    height: int = 40,
+) -> str:
+    """Return the mask drawn in text: query rows downwards, key columns to the right.
+
+    A cell has its sequence's letter, upper case where all of it is shown and lower case where a
+    part is; ``*`` where parts of several sequences are; ``.`` where nothing is shown; blank where
+    rows and keys are of different sequences.
+
+    Args:
+        columns: int32, shape (N, 2), columns [LTS, UTE].
+        cu_seqlens_q: int32 or int64, shape (B + 1,) or longer.
+        cu_seqlens_k: int32 or int64, shape (B + 1,).
+        width: most characters in a line, 40 or more.
+        height: most lines of cells and of the rules between sequences, 4 or more.
+    """
+    q, k = cu_seqlens_q[: len(cu_seqlens_k)], cu_seqlens_k
+    row_num, column_num = int(q[-1]), len(columns)
+    if not row_num or not column_num:
+        return f"Nothing to draw: {row_num} query rows, {column_num} key columns."
+    margin = max(len(str(row_num)), 3)
+    room = width - margin - 2
+    (rows, row_cuts), (keys, key_cuts) = _cells(q, row_num, height), _cells(k, column_num, room)
+    pitch = 2 if 2 * (len(keys) - 1 + len(key_cuts)) <= room else 1
+    scales = row_num / (len(rows) - 1), column_num / (len(keys) - 1)
+    scaled = max(scales) > 1
+
+    rule = " " * margin + "  " + _line("-" * (len(keys) - 1), key_cuts, pitch, "+", "-")
+    lines = ["row".rjust(margin) + "  " + _labels(keys, key_cuts, pitch, 6 if scaled else 1)]
+    shown, sequence = coverage(columns, rows, keys), _cell_sequences(q, k, rows, keys)
+    for r, cells in enumerate(_glyphs(shown, sequence)):
+        if r in row_cuts:
+            lines.append(rule)
+        lines.append(f"{rows[r]:>{margin}}  " + _line(cells, key_cuts, pitch, "|", " "))
+    if scaled:
+        high, wide = (f"{scale:,.{int(scale < 10)}f}" for scale in scales)
+        lines.append(f"One character: about {high} rows x {wide} keys, of sequence A, B, ...")
+        lines.append("A: all shown, a: a part, .: nothing, *: parts of several sequences")
+    else:
+        lines.append("A letter: the row (down) sees the key (across) of sequence A, B, ...")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _glyphs(shown: np.ndarray, sequence: np.ndarray) -> np.ndarray:
+    letter = np.where(sequence < 0, "*", LETTERS[sequence % 26])
+    letter = np.where(shown < 1, np.char.lower(letter), letter)
+    hidden = np.where(sequence == NO_SEQUENCE, " ", ".")
+    return np.where(shown > 0, letter, hidden)
+
+
+def _cells(cu_seqlens: np.ndarray, total: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut ``total`` tokens into cells; return their edges, and the cells that a rule precedes.
+
+    Cells and rules together are at most ``most``. Every sequence has cells of its own and a rule
+    before it, unless there are too many; then the edges nearest to their ends are moved there.
+    """
+    ends = np.unique(cu_seqlens)
+    ends = ends[(ends > 0) & (ends < total)]
+    ruled = 2 * len(ends) <= total and 3 * len(ends) < most
+    rule_num = len(ends) if ruled else 0
+    cell_num = total if total + rule_num <= most else most - 2 * rule_num
+    edges = np.rint(np.linspace(0, total, cell_num + 1)).astype(np.int64)
+    edges[np.rint(ends * (cell_num / total)).astype(np.int64)] = ends
+    edges[0], edges[-1] = 0, total
+    edges = np.union1d(edges, ends[:rule_num])
+    return edges, np.searchsorted(edges, ends[:rule_num])
+
+
+def _cell_sequences(q: np.ndarray, k: np.ndarray, rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return for each cell the one sequence that has both rows and keys in it, or a code."""
+    live = np.flatnonzero((np.diff(q) > 0) & (np.diff(k) > 0))
+    sides = ((q, rows), (k, keys))
+    firsts = [np.searchsorted(cu[live + 1], edges[:-1], side="right") for cu, edges in sides]
+    lasts = [np.searchsorted(cu[live], edges[1:], side="left") - 1 for cu, edges in sides]
+    first, last = np.maximum.outer(*firsts), np.minimum.outer(*lasts)
+    one = np.append(live, NO_SEQUENCE)[first]
+    return np.select([first == last, first < last], [one, SEVERAL_SEQUENCES], NO_SEQUENCE)
+
+
+def _line(cells: Iterable[str], cuts: np.ndarray, pitch: int, rule: str, gap: str) -> str:
+    gap *= pitch - 1
+    return "".join((rule + gap) * (c in cuts) + cell + gap for c, cell in enumerate(cells))
+
+
+def _labels(edges: np.ndarray, cuts: np.ndarray, pitch: int, gap: int) -> str:
+    """Return the line of first columns above the cells: those of sequences, then what fits."""
+    cells = np.arange(len(edges) - 1)
+    places = pitch * (cells + np.searchsorted(cuts, cells, side="right"))
+    line = " " * (pitch * (len(cells) + len(cuts)))
+    for c in [0, *cuts, *cells]:
+        label, at = str(edges[c]), int(places[c])
+        end = at + len(label)
+        if end <= len(line) and not line[max(at - gap, 0) : end + gap].strip():
+            line = line[:at] + label + line[end:]
+    return line
+
+
+def save_png(
+    columns: np.ndarray, cu_seqlens_q: np.ndarray, cu_seqlens_k: np.ndarray, path: str | os.PathLike
+) -> None:
+    """Save the mask as a PNG: each sequence in its colour, what it does not show in a tint.
+
+    Takes what ``drawing`` takes. Raises ImportError without matplotlib, naming the extra that
+    brings it, and ValueError for a pack without rows or keys.
+    """
+    try:
+        from matplotlib.colors import to_rgb
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+    except ImportError:
+        raise ImportError('a PNG needs matplotlib: pip install "maskq-cupy[plot]"') from None
+    q, k = cu_seqlens_q[: len(cu_seqlens_k)], cu_seqlens_k
+    row_num, column_num = int(q[-1]), len(columns)
+    if not row_num or not column_num:
+        raise ValueError(f"nothing to draw: {row_num} query rows, {column_num} key columns")
+    ratio = min(max(row_num / column_num, 0.3), 1.4)  # height to width, true between these
+    rows = _cells(q, row_num, int(PNG_CELLS * min(ratio, 1)))[0]  # no cell is thinner than a pixel
+    keys = _cells(k, column_num, PNG_CELLS)[0]
+    shown, sequence = coverage(columns, rows, keys)[..., None], _cell_sequences(q, k, rows, keys)
+    colour = np.array([to_rgb(c) for c in COLOURS])
+    colour = colour[np.where(sequence < 0, -1, sequence % (len(COLOURS) - 1))]  # last: several
+    # A tint for the hidden part of a sequence's own block; a thin line stays visible when scaled.
+    ink = np.where(shown > 0, 0.45 + 0.55 * shown, 0.1 * (sequence >= 0)[..., None])
+    figure = Figure(figsize=(6.4, 1.2 + 5.4 * ratio), dpi=150)
+    axes = figure.add_subplot()
+    lines = "white" if max(row_num, column_num) <= 64 else "none"
+    axes.pcolormesh(keys - 0.5, rows - 0.5, 1 - ink * (1 - colour), edgecolors=lines)
+    axes.invert_yaxis()
+    axes.set_box_aspect(ratio)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_xlabel(f"key column (of {column_num:,})")
+    axes.set_ylabel(f"query row (of {row_num:,})")
+    axes.spines[:].set_color("#c8ccd2")
+    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)

@@ -1,0 +1,243 @@
+"""The command line, as its user sees it: output, error lines, exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from maskq_cupy import __main__ as command_line
+from maskq_cupy import reference
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(command_line, "gpu_problem", lambda: "none in this test")
+
+
+def run(capsys, *argv):
+    """Return the exit code and what was printed, on stdout and on stderr."""
+    try:
+        code = command_line.main(argv)
+    except SystemExit as exit:
+        code = exit.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def printed_columns(out):
+    """Return the table's (LTS, UTE) rows."""
+    table = out.split("\n\n")[1].split("\n")[1:-1]
+    return [tuple(map(int, line.split()[-2:])) for line in table]
+
+
+def test_show_prints_table_and_drawing(no_gpu, capsys):
+    code, out, err = run(capsys, "show", "--q-lens", "3,2", "--k-lens", "3,4")
+    assert (code, err) == (0, "")
+    assert out.split("\n")[0] == "No GPU: NumPy reference (none in this test)"
+    assert printed_columns(out) == [(3, 0), (3, 1), (3, 2), (5, 3), (5, 3), (5, 3), (5, 4)]
+    assert "\n  1  A A . |\n" in out
+    assert "\n  3        | B B B .\n" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ("--window 2,0", {"window": (2, 0)}),
+        ("--window -1,0", {"window": (-1, 0)}),
+        ("--window=1,0 --sinks 2", {"window": (1, 0), "num_sink_tokens": 2}),
+        ("--full", {"causal": False}),
+        ("--full --window 1,-1", {"causal": False, "window": (1, -1)}),
+        ("--kv-token-num 15", {"kv_token_num": 15}),
+    ],
+)
+def test_show_passes_every_rule_on(no_gpu, capsys, options, rule):
+    argv = ["show", "--q-lens", "4,0,6", "--k-lens", "5,2,6", *options.split()]
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    expected = reference.get_attn_mask_q([0, 4, 4, 10], [0, 5, 7, 13], **rule)
+    assert printed_columns(out) == [*map(tuple, expected.tolist())]
+
+
+def test_show_reads_intervals(no_gpu, capsys, tmp_path):
+    path = tmp_path / "intervals.npy"
+    np.save(path, [[0, 0], [0, 2], [0, 3]])
+    argv = ["show", "--q-lens", "3", "--k-lens", "3", "--intervals", str(path)]
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    assert printed_columns(out) == [(3, 1), (3, 1), (3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--q-lens 3,x --k-lens 3,4", "'3,x'"),
+        ("--q-lens 3,2 --k-lens 3", "--k-lens"),
+        ("--q-lens 3,-2 --k-lens 3,4", "-2"),
+        ("--q-lens 3", "--k-lens"),
+        ("--q-lens 3 --k-lens 3 --window 1", "window"),
+        ("--q-lens 3 --k-lens 3 --window 1,1", "(1, 1)"),
+        ("--q-lens 3 --k-lens 3 --sinks 4", "num_sink_tokens"),
+        ("--q-lens 3 --k-lens 3 --sinks x", "--sinks"),
+        ("--q-lens 3 --k-lens 3 --kv-token-num 2", "kv_token_num"),
+        ("--q-lens 3 --k-lens 3 --intervals missing.npy", "missing.npy"),
+        (f"--q-lens 3 --k-lens 3 --intervals {__file__}", "must be a .npy file"),
+        ("--q-lens 3 --k-lens 3 --no-such", "--no-such"),
+        (f"--q-lens {10**30} --k-lens 3", "cu_seqlens_q"),
+    ],
+)
+def test_bad_arguments_give_one_line_and_code_2(no_gpu, capsys, options, words):
+    code, out, err = run(capsys, "show", *options.split())
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith("python -m maskq_cupy")
+    assert words in err
+
+
+def test_float_intervals_are_refused(no_gpu, capsys, tmp_path):
+    np.save(tmp_path / "floats.npy", np.ones((3, 2)))
+    argv = ["show", "--q-lens", "3", "--k-lens", "3", "--intervals", str(tmp_path / "floats.npy")]
+    code, out, err = run(capsys, *argv)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "float64" in err
+
+
+def test_show_saves_the_png(no_gpu, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "mask.png"
+    argv = ["show", "--q-lens", "3,2", "--k-lens", "3,4", "--png", str(path)]
+    code, out, _ = run(capsys, *argv)
+    assert code == 0
+    assert f"Saved {path}" in out
+    assert path.read_bytes().startswith(b"\x89PNG")
+    code, _, err = run(capsys, *argv[:-1], str(tmp_path / "missing" / "mask.png"))
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_module_runs_as_a_command():
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "maskq_cupy", "show", "--q-lens", "2", "--k-lens"]
+    options = {"capture_output": True, "text": True, "env": {**os.environ, "PYTHONPATH": str(root)}}
+    done = subprocess.run([*command, "3"], **options)
+    assert done.returncode == 0
+    assert "GPU: " in done.stdout.split("\n")[0]
+    done = subprocess.run([*command, "x"], **options)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_demo_checks_draws_and_times(no_gpu, capsys):
+    code, out, err = run(capsys, "demo")
+    assert (code, err) == (0, "")
+    assert out.startswith("No GPU: NumPy reference")
+    assert "pairs of row and key is as defined" in out
+    assert "ms a call" in out
+    assert "A: all shown" in out
+
+
+@pytest.mark.parametrize(
+    ("bound", "change"), [("LTS", 1), ("LTS", -1), ("UTE", 1), ("UTE", -1), ("both", -1000)]
+)
+def test_demo_catches_one_wrong_column(no_gpu, capsys, monkeypatch, bound, change):
+    right = reference.get_attn_mask_q
+
+    def wrong(*args, **kwargs):
+        columns = right(*args, **kwargs)
+        columns[100, {"LTS": 0, "UTE": 1, "both": slice(2)}[bound]] += change
+        return columns
+
+    monkeypatch.setattr(reference, "get_attn_mask_q", wrong)
+    code, out, _ = run(capsys, "demo")
+    assert code == 1
+    assert "FAILED" in out
+
+
+@pytest.fixture
+def stand_in_cupy(monkeypatch):
+    """A machine with CuPy for CUDA 12.9 and a driver for 12.8, whatever this one has."""
+    device = SimpleNamespace(id=0, compute_capability="90")
+    runtime = SimpleNamespace(
+        runtimeGetVersion=lambda: 12090,
+        getDeviceProperties=lambda device: {"name": b"A GPU"},
+    )
+    cuda = SimpleNamespace(
+        runtime=runtime, nvrtc=SimpleNamespace(getVersion=lambda: (12, 9)), Device=lambda: device
+    )
+    cupy = SimpleNamespace(__version__="14.2.0", cuda=cuda, asnumpy=np.asarray)
+    monkeypatch.setattr(command_line, "require_cupy", lambda: cupy)
+    monkeypatch.setattr(command_line, "gpu_problem", lambda: None)
+    monkeypatch.setattr(command_line, "compile_sources", lambda arch: {f"sm_{arch}.cu": ""})
+    monkeypatch.setattr(command_line, "_gpu_function", lambda: reference.get_attn_mask_q)
+    monkeypatch.setattr(command_line, "_driver_version", lambda: 12080)
+    return cupy
+
+
+def test_doctor_finds_nothing_missing(stand_in_cupy, capsys):
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    assert out.startswith("GPU: A GPU, CuPy 14.2.0\n")
+    assert "CUDA 12.8" in out
+    assert "NVRTC    12.9" in out
+    assert "sm_90" in out
+    assert "Nothing is missing." in out
+
+
+def test_doctor_catches_a_wrong_result(stand_in_cupy, capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "_gpu_function", lambda: lambda *batch: np.zeros((7, 2)))
+    code, out, _ = run(capsys, "doctor")
+    assert code == 1
+    assert "FAILED" in out
+
+
+@pytest.mark.parametrize(("driver", "extra"), [(0, "12"), (12040, "12"), (13000, "13")])
+def test_doctor_without_cupy_names_the_extra_for_the_driver(
+    no_gpu, capsys, monkeypatch, driver, extra
+):
+    def require_cupy():
+        raise ImportError("no CuPy")
+
+    monkeypatch.setattr(command_line, "require_cupy", require_cupy)
+    monkeypatch.setattr(command_line, "_driver_version", lambda: driver)
+    code, out, _ = run(capsys, "doctor")
+    assert code == 1
+    assert out.endswith(f'\nMissing: pip install "maskq-cupy[cuda{extra}x]"\n')
+
+
+def test_doctor_without_a_gpu_still_compiles(stand_in_cupy, no_gpu, capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "_driver_version", lambda: 0)
+    code, out, _ = run(capsys, "doctor")
+    assert code == 1
+    assert out.startswith("No GPU: NumPy reference")
+    assert "compiled for sm_90" in out
+    assert "Missing: an NVIDIA driver" in out
+
+
+def test_doctor_with_too_old_a_driver_names_the_other_extra(
+    stand_in_cupy, no_gpu, capsys, monkeypatch
+):
+    monkeypatch.setattr(stand_in_cupy.cuda.runtime, "runtimeGetVersion", lambda: 13000)
+    code, out, _ = run(capsys, "doctor")
+    assert code == 1
+    assert 'Missing: pip install "maskq-cupy[cuda12x]"' in out
+
+
+def test_doctor_where_nothing_compiles_names_the_extra(stand_in_cupy, capsys, monkeypatch):
+    def compile_sources(arch):
+        raise RuntimeError("no NVRTC\nmany more lines")
+
+    monkeypatch.setattr(command_line, "compile_sources", compile_sources)
+    code, out, _ = run(capsys, "doctor")
+    assert code == 1
+    assert "kernels  not compiled: no NVRTC\n" in out
+    assert 'Missing: pip install "maskq-cupy[cuda12x]"' in out
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("command", ["show --q-lens 3,2 --k-lens 3,4", "demo", "doctor"])
+def test_every_command_uses_the_gpu_where_there_is_one(capsys, command):
+    code, out, err = run(capsys, *command.split())
+    assert (code, err) == (0, "")
+    assert out.startswith("GPU: ")

@@ -1,0 +1,180 @@
+"""Pictures: what a reader sees in them is the mask, at any scale."""
+
+import sys
+from itertools import accumulate, pairwise
+
+import numpy as np
+import oracle
+import pytest
+
+from maskq_cupy import picture, reference
+
+SPEC_DRAWING = """\
+row  0 1 2   3 4 5 6
+  0  A . . |
+  1  A A . |
+  2  A A A |
+     ------+---------
+  3        | B B B .
+  4        | B B B B"""
+
+
+def pack(q_lens, k_lens, **rule):
+    """Return columns, cu_seqlens_q and cu_seqlens_k."""
+    q, k = (np.array([*accumulate(lengths, initial=0)]) for lengths in (q_lens, k_lens))
+    return reference.get_attn_mask_q(q, k, **rule), q, k
+
+
+def random_pack(rng, longest):
+    q_lens, k_lens = rng.integers(0, longest, (2, rng.integers(1, 6))) * rng.integers(0, 2, (2, 1))
+    q_lens[0] += 1
+    k_lens[-1] += 1
+    rule = [{}, {"causal": False}, {"window": (3, 0), "num_sink_tokens": 2}][rng.integers(3)]
+    return q_lens.tolist(), k_lens.tolist(), rule
+
+
+def drawn_cells(drawing, cell_width):
+    """Return the characters of the cells and the rows' labels, without the rules and the legend."""
+    lines = [line for line in drawing.split("\n")[1:] if line[:5].strip().isdigit()]
+    rule = "|" + " " * (cell_width - 1)
+    cells = [(line[5:] + " ").replace(rule, "")[::cell_width].rstrip() for line in lines]
+    width = max(map(len, cells))
+    return np.array([list(row.ljust(width)) for row in cells]), [int(line[:5]) for line in lines]
+
+
+def fractions(seen, row_edges, column_edges):
+    """Return the brute-force coverage of a boolean (Q, N) matrix."""
+    return [
+        [
+            seen[top:bottom, left:right].mean() if top < bottom and left < right else 0
+            for left, right in pairwise(column_edges)
+        ]
+        for top, bottom in pairwise(row_edges)
+    ]
+
+
+def test_coverage_is_the_fraction_of_the_cells_pairs():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        q_lens, k_lens, rule = random_pack(rng, 12)
+        columns, _, _ = pack(q_lens, k_lens, **rule)
+        seen = oracle.visible(q_lens, k_lens, **rule)
+        rows, keys = (np.sort(rng.integers(0, n + 1, rng.integers(2, 8))) for n in seen.shape)
+        assert np.array_equal(picture.coverage(columns, rows, keys), fractions(seen, rows, keys))
+
+
+def test_coverage_of_a_million_rows_and_keys():
+    columns, _, _ = pack([1_000_000], [1_000_000])
+    edges = np.arange(0, 1_000_001, 1000)
+    shown = picture.coverage(columns, edges, edges)
+    expected = np.tril(np.ones((1000, 1000)), -1)
+    np.fill_diagonal(expected, 500_500 / 1_000_000)
+    assert np.array_equal(shown, expected)
+
+
+def test_drawing_of_the_worked_example():
+    drawing = picture.drawing(*pack([3, 2], [3, 4]))
+    assert drawing.startswith(SPEC_DRAWING + "\n")
+    assert drawing.isascii()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_small_drawing_is_the_mask_cell_by_cell(seed):
+    q_lens, k_lens, rule = random_pack(np.random.default_rng(seed), 6)
+    seen = oracle.visible(q_lens, k_lens, **rule)
+    cells, _ = drawn_cells(picture.drawing(*pack(q_lens, k_lens, **rule), width=120), 2)
+    block = np.full(seen.shape, " ")
+    for b, (row, column) in enumerate(zip(accumulate(q_lens), accumulate(k_lens), strict=True)):
+        own = np.s_[row - q_lens[b] : row, column - k_lens[b] : column]
+        block[own] = np.where(seen[own], "ABCDEF"[b], ".")
+    assert np.array_equal(cells, block[:, : cells.shape[1]])
+    assert (block[:, cells.shape[1] :] == " ").all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_scaled_drawing_tells_full_partial_and_empty_cells(seed):
+    q_lens, k_lens, rule = random_pack(np.random.default_rng(seed), 150)
+    q_lens, k_lens = [n + 30 for n in q_lens], [n + 60 for n in k_lens]
+    columns, q, k = pack(q_lens, k_lens, **rule)
+    drawing = picture.drawing(columns, q, k, width=60, height=25)
+    cells, labels = drawn_cells(drawing, 1)
+    row_edges = [*labels, int(q[-1])]
+    column_edges, _ = picture._cells(k, len(columns), 55)
+    assert {*q} <= {*row_edges}
+    assert {*k} <= {*column_edges}
+    expected = np.array(fractions(oracle.visible(q_lens, k_lens, **rule), row_edges, column_edges))
+    assert cells.shape == expected.shape
+    assert np.array_equal(np.char.isalpha(cells), expected > 0)
+    assert np.array_equal(np.char.isupper(cells), expected == 1)
+
+
+@pytest.mark.parametrize(
+    "lens",
+    [[1_000_000], [400_000, 0, 600_000], [1] * 5000, [3] * 30, [700, 1, 1, 1, 1, 900], [31], [79]],
+)
+def test_drawing_stays_within_width_and_height(lens):
+    for width, height in ((40, 10), (80, 40), (157, 33)):
+        lines = picture.drawing(*pack(lens, lens), width=width, height=height).split("\n")
+        assert max(map(len, lines[:-2])) <= width
+        drawn = [line for line in lines[1:] if line.lstrip()[:1] in "-0123456789"]
+        assert min(len(lens), 2) <= len(drawn) <= height
+
+
+def test_one_row_between_long_sequences_has_its_own_line():
+    drawing = picture.drawing(*pack([700, 1, 900], [700, 500, 900]), width=60, height=20)
+    assert [line for line in drawing.split("\n") if "B" in line and line.lstrip().startswith("700")]
+
+
+def test_many_sequences_in_a_cell_are_no_single_letter():
+    cells, _ = drawn_cells(picture.drawing(*pack([1] * 900, [1] * 900)), 1)
+    assert cells[0, 0] == "*"
+
+
+def test_nothing_to_draw():
+    assert picture.drawing(*pack([0], [3])) == "Nothing to draw: 0 query rows, 3 key columns."
+    assert picture.drawing(*pack([], [])).startswith("Nothing to draw")
+
+
+def test_table_names_sequences_and_padding():
+    columns, _, k = pack([3, 2], [3, 4], kv_token_num=8)
+    rows = [line.split() for line in picture.column_table(columns, k).split("\n")]
+    assert rows[0] == ["column", "sequence", "LTS", "UTE"]
+    assert rows[3] == ["2", "0", "A", "3", "2"]
+    assert rows[7] == ["6", "1", "B", "5", "4"]
+    assert rows[8] == ["7", "-", "5", "5"]
+
+
+def test_table_of_a_large_pack_leaves_out_its_middle():
+    columns, _, k = pack([100_000], [100_000])
+    lines = picture.column_table(columns, k, most=6).split("\n")
+    first_words = " ".join(line.split()[0] for line in lines[1:])
+    assert first_words == "0 1 2 ... 99997 99998 99999"
+    assert "99,994 columns left out" in lines[4]
+
+
+@pytest.mark.parametrize("lens", [[3, 2], [300_000, 200_000]])
+def test_png_shows_each_sequence_in_its_colour(tmp_path, lens):
+    image = pytest.importorskip("matplotlib.image")
+    colors = pytest.importorskip("matplotlib.colors")
+    path = tmp_path / "mask.png"
+    picture.save_png(*pack(lens, lens), path)
+    pixels = image.imread(path)[..., :3].reshape(-1, 3)
+
+    def share(colour):
+        return np.isclose(pixels, colors.to_rgb(colour), atol=0.01).all(axis=1).mean()
+
+    assert share(picture.COLOURS[0]) > share(picture.COLOURS[1]) > 0.02
+    assert share(picture.COLOURS[2]) == 0
+
+
+def test_png_of_nothing_is_refused(tmp_path):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ValueError, match="0 query rows"):
+        picture.save_png(*pack([0], [3]), tmp_path / "mask.png")
+
+
+def test_png_without_matplotlib_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.colors", None)
+    with pytest.raises(ImportError, match=r'pip install "maskq-cupy\[plot\]"'):
+        picture.save_png(*pack([3], [3]), tmp_path / "mask.png")
