@@ -1,0 +1,122 @@
+"""What is shipped: the wheel holds all it needs, works in a clean environment, is reproducible."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
+
+
+def run(*command, cwd, check=True, **environment):
+    """Run a command that sees this package only where it is told to; return the result."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0 or not check, result.stdout + result.stderr
+    return result
+
+
+def build(folder, *what):
+    """Build a copy of the checkout in a folder of its own; return the files made, by name."""
+    pytest.importorskip("build")
+    pytest.importorskip("hatchling")
+    source = folder / "source"
+    shutil.copytree(ROOT, source, ignore=NOT_SOURCE, copy_function=shutil.copyfile)
+    run(sys.executable, "-m", "build", "--no-isolation", *what, "--outdir", folder, cwd=source)
+    return {file.name: file for file in folder.iterdir() if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The sdist, and the wheel made from what the sdist holds."""
+    return build(tmp_path_factory.mktemp("built"))
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    return next(file for name, file in built.items() if name.endswith(".whl"))
+
+
+@pytest.fixture(scope="module")
+def clean_python(wheel, tmp_path_factory):
+    """The interpreter of an environment that holds the wheel and what it requires."""
+    folder = tmp_path_factory.mktemp("clean")
+    run(sys.executable, "-m", "venv", folder, cwd=folder)
+    python = folder / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", wheel, cwd=folder)
+    return python
+
+
+def kernel_names():
+    return {file.name for pattern in ("*.cu", "*.cuh") for file in (ROOT / "kernels").glob(pattern)}
+
+
+def test_wheel_holds_the_kernels_the_types_and_the_licence(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {f"maskq_cupy/{file.name}" for file in (ROOT / "maskq_cupy").glob("*.py")}
+    kernels = {f"maskq_cupy/kernels/{name}" for name in kernel_names()}
+    info = wheel.name.rsplit("-", 3)[0] + ".dist-info"
+    assert kernels
+    assert names >= modules | kernels | {"maskq_cupy/py.typed", f"{info}/licenses/LICENSE"}
+    assert all(name.startswith(("maskq_cupy/", info)) for name in names)
+
+
+def test_sdist_holds_what_its_tests_need(built):
+    sdist = next(file for name, file in built.items() if name.endswith(".tar.gz"))
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames()}
+    kernels = {f"kernels/{name}" for name in kernel_names()}
+    files = {"Makefile", "README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml"}
+    assert names >= kernels | files | {"tests/conftest.py", f"tests/{Path(__file__).name}"}
+
+
+def test_two_builds_are_one(built, tmp_path):
+    """The second is built at another time, in another place, and its wheel not from the sdist."""
+    again = build(tmp_path, "--sdist", "--wheel")
+    assert hashes(again) == hashes(built)
+
+
+def hashes(files):
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+
+
+def test_installed_wheel_shows_the_columns(clean_python, tmp_path):
+    command = (clean_python, "-m", "maskq_cupy", "show", "--q-lens", "3,2", "--k-lens", "3,4")
+    shown = run(*command, cwd=tmp_path).stdout
+    # A line of the table: column, number and letter of its sequence, LTS, UTE.
+    table = re.findall(r"^ *(\d+) +\d+ [A-Z] +(\d+) +(\d+) *$", shown, flags=re.MULTILINE)
+    lts, ute = [3, 3, 3, 5, 5, 5, 5], [0, 1, 2, 3, 3, 3, 4]
+    assert [tuple(map(int, line)) for line in table] == list(zip(range(7), lts, ute, strict=True))
+
+
+def test_installed_wheel_names_the_extra_where_cupy_is_missing(clean_python, tmp_path):
+    run(clean_python, "-c", "import maskq_cupy, maskq_cupy.reference", cwd=tmp_path)
+    call = "import maskq_cupy; maskq_cupy.get_attn_mask_q([0, 3], [0, 3])"
+    failed = run(clean_python, "-c", call, cwd=tmp_path, check=False)
+    # The whole message on the last line: it has one.
+    line = failed.stderr.splitlines()[-1]
+    assert line.startswith("ImportError: ")
+    assert "maskq-cupy[cuda12x]" in line
+
+
+def test_import_needs_numpy_alone(tmp_path):
+    """No framework is imported, installed or not."""
+    code = "import sys, maskq_cupy, maskq_cupy.reference; print(*sys.modules)"
+    printed = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT)).stdout
+    packages = {name.split(".")[0] for name in printed.split()}
+    assert "maskq_cupy" in packages
+    assert not packages & {"cupy", "cuda", "torch", "jax", "paddle", "numba", "matplotlib"}
