@@ -1,13 +1,11 @@
 """The operator: check, allocate, launch. A packed batch in, [LTS, UTE] columns out."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from maskq_cupy import arrays, checks, plan
+from maskq_cupy import arrays, checks, launch, plan
 from maskq_cupy.arrays import GpuArray, Streams, cupy
-from maskq_cupy.compile import kernel
 from maskq_cupy.rule import resolve_rule
 
 _STRIDES = {"int32": 1, "int64": 2}  # in 32-bit words
@@ -71,10 +69,10 @@ def get_attn_mask_q(
     current_device = arrays.current_device()
     streams = arrays.streams_of(stream)
     inputs = _inputs(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, streams)
-    target = None if out is None else _on_gpu(out, "out", streams)
-    memory = None if scratch is None else _on_gpu(scratch, "scratch", streams)
+    target = None if out is None else launch.on_gpu(out, "out", streams)
+    memory = None if scratch is None else launch.on_gpu(scratch, "scratch", streams)
     given = [*inputs, *(array for array in (target, memory) if array is not None)]
-    device = _common_device(given) if given else current_device
+    device = launch.common_device(given) if given else current_device
     if device != current_device:
         with cupy.cuda.Device(device):
             return get_attn_mask_q(
@@ -92,19 +90,20 @@ def get_attn_mask_q(
         row_num = _check_forms(inputs)
     else:
         host = checks.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, column_num)
-        _forbid_in_capture(streams, "host input is copied: give arrays on the GPU")
+        launch.forbid_in_capture(streams, "host input is copied: give arrays on the GPU")
         inputs, row_num, column_num = _upload(host, streams), host.row_num, host.column_num
         validate = False  # done, on the host
-    arrays.wait_for_producers(given, streams)
     if column_num is None:
-        _forbid_in_capture(streams, "kv_token_num is read back: give it, or out=")
+        launch.forbid_in_capture(streams, "kv_token_num is read back: give it, or out=")
+        arrays.wait_for_producers(given, streams)
         column_num = checks.check_token_num(int(_read_back(inputs[1], streams)[-1]))
     if validate:
-        _forbid_in_capture(streams, "validate=True waits for the GPU")
+        launch.forbid_in_capture(streams, "validate=True waits for the GPU")
+        arrays.wait_for_producers(given, streams)
         _check_values(inputs, row_num, column_num, streams)
 
     if target is None:
-        _forbid_in_capture(streams, "the result is allocated: give out=")
+        launch.forbid_in_capture(streams, "the result is allocated: give out=")
         out = arrays.empty((column_num, 2), np.int32, streams)
         columns = out.data.ptr
     else:
@@ -119,7 +118,7 @@ def get_attn_mask_q(
     else:
         nbytes = plan.scratch_nbytes(row_num)
         if memory is None:
-            _forbid_in_capture(
+            launch.forbid_in_capture(
                 streams, f"scratch memory is allocated: give scratch= of {nbytes} bytes"
             )
             pool = arrays.empty((nbytes,), np.uint8, streams)
@@ -130,8 +129,7 @@ def get_attn_mask_q(
             batch, inputs[2].pointer, inputs[2].dtype == "int64", row_num, columns, column_num,
             scratch_pointer,
         )  # fmt: skip
-    _launch(launches, device, streams)
-    arrays.release_to_producers(given, streams)
+    launch.run(launches, given, device, streams)
     return out
 
 
@@ -150,22 +148,6 @@ def _inputs(
         )
         raise TypeError(f"the input must be all on one GPU or all on the host, got {places}")
     return inputs
-
-
-def _on_gpu(value: Any, name: str, streams: Streams) -> GpuArray:
-    array = arrays.gpu_array(value, name, streams)
-    if array is None:
-        raise TypeError(f"{name} must be an array on a GPU, got {type(value).__name__} on the host")
-    return array
-
-
-def _common_device(given: list[GpuArray]) -> int:
-    device = given[0].device
-    for array in given:
-        if array.device != device:
-            found = sorted({a.device for a in given})
-            raise ValueError(f"all arrays must be on one GPU, got devices {found}")
-    return device
 
 
 def _check_forms(inputs: list[GpuArray]) -> int:
@@ -198,7 +180,7 @@ def _check_out(target: GpuArray, inputs: list[GpuArray], column_num: int | None)
         raise ValueError(f"out must be writable, got a read-only {type(target.value).__name__}")
     if target.pointer % 8:
         raise ValueError(f"out must be 8-byte aligned, got address {target.pointer:#x}")
-    _forbid_overlap("out", target, inputs)
+    launch.forbid_overlap("out", target, inputs)
     return shape[-2]
 
 
@@ -215,34 +197,15 @@ def _check_scratch(memory: GpuArray, others: list[GpuArray | None], nbytes: int)
             f"{nbytes} bytes, got {memory.nbytes} bytes at {memory.pointer:#x}, "
             f"contiguous={memory.contiguous}, writable={memory.writable}"
         )
-    _forbid_overlap("scratch", memory, others)
+    launch.forbid_overlap("scratch", memory, others)
     return memory.pointer
-
-
-def _forbid_overlap(name: str, array: GpuArray, others: Iterable[GpuArray | None]) -> None:
-    end = array.pointer + array.nbytes
-    for other in others:
-        if (
-            other is not None
-            and array.pointer < other.pointer + other.nbytes
-            and other.pointer < end
-        ):
-            raise ValueError(
-                f"{name} must not overlap the other arrays, got {array.pointer:#x} to {end:#x} "
-                f"over {other.pointer:#x} to {other.pointer + other.nbytes:#x}"
-            )
-
-
-def _forbid_in_capture(streams: Streams, reason: str) -> None:
-    if arrays.is_capturing(streams.launch):
-        raise RuntimeError(f"not possible while the stream is captured: {reason}")
 
 
 def _upload(host: checks.HostBatch, streams: Streams) -> list[GpuArray]:
     cuts = [host.cu_seqlens_q.astype(np.int32), host.cu_seqlens_k.astype(np.int32)]
     wanted = cuts if host.attn_mask_kv is None else [*cuts, host.attn_mask_kv]
     uploaded = [arrays.upload(array, streams.launch) for array in wanted]
-    return [_on_gpu(array, "the copy", streams) for array in uploaded]
+    return [launch.on_gpu(array, "the copy", streams) for array in uploaded]
 
 
 def _read_back(
@@ -260,12 +223,3 @@ def _check_values(inputs: list[GpuArray], row_num: int, column_num: int, streams
     checks.check_cu_seqlens_values("cu_seqlens_q", q)
     checks.check_cu_seqlens_values("cu_seqlens_k", k)
     checks.check_totals(column_num, int(k[-1]), row_num if inputs[2:] else None, int(q[-1]))
-
-
-def _launch(launches: tuple[plan.Launch, ...], device: int, streams: Streams) -> None:
-    for launch in launches:
-        if not kernel(launch.kernel).is_loaded(device):
-            _forbid_in_capture(streams, "a kernel is compiled at its first use: call once before")
-            kernel(launch.kernel).load(device)
-    for launch in launches:
-        kernel(launch.kernel).launch(device, streams.launch, launch.grid, launch.arguments)

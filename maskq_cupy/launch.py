@@ -1,0 +1,60 @@
+"""What every GPU call does around its launches: one device, no capture traps, stream order."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from maskq_cupy import arrays
+from maskq_cupy.arrays import GpuArray, Streams
+from maskq_cupy.compile import kernel
+from maskq_cupy.plan import Launch
+
+
+def on_gpu(value: Any, name: str, streams: Streams) -> GpuArray:
+    """Return the facts of an array that must be on a GPU."""
+    array = arrays.gpu_array(value, name, streams)
+    if array is None:
+        raise TypeError(f"{name} must be an array on a GPU, got {type(value).__name__} on the host")
+    return array
+
+
+def common_device(given: list[GpuArray]) -> int:
+    """Return the device that all the arrays are on."""
+    device = given[0].device
+    for array in given:
+        if array.device != device:
+            found = sorted({a.device for a in given})
+            raise ValueError(f"all arrays must be on one GPU, got devices {found}")
+    return device
+
+
+def forbid_overlap(name: str, array: GpuArray, others: Iterable[GpuArray | None]) -> None:
+    """Require that a written array shares no byte with the others."""
+    end = array.pointer + array.nbytes
+    for other in others:
+        if (
+            other is not None
+            and array.pointer < other.pointer + other.nbytes
+            and other.pointer < end
+        ):
+            raise ValueError(
+                f"{name} must not overlap the other arrays, got {array.pointer:#x} to {end:#x} "
+                f"over {other.pointer:#x} to {other.pointer + other.nbytes:#x}"
+            )
+
+
+def forbid_in_capture(streams: Streams, reason: str) -> None:
+    """Raise, with the reason, if the launch stream is recording a graph."""
+    if arrays.is_capturing(streams.launch):
+        raise RuntimeError(f"not possible while the stream is captured: {reason}")
+
+
+def run(launches: Iterable[Launch], given: list[GpuArray], device: int, streams: Streams) -> None:
+    """Launch on the current device, `device`, in order with the streams of the given arrays."""
+    for launch in launches:
+        if not kernel(launch.kernel).is_loaded(device):
+            forbid_in_capture(streams, "a kernel is compiled at its first use: call once before")
+            kernel(launch.kernel).load(device)
+    arrays.wait_for_producers(given, streams)
+    for launch in launches:
+        kernel(launch.kernel).launch(device, streams.launch, launch.grid, launch.arguments)
+    arrays.release_to_producers(given, streams)
