@@ -26,23 +26,36 @@
 #include "columns.cuh"
 #include "search.cuh"
 
+#define NO_END 0xffffffffu  // kv_end of the padding: behind every column
+
 struct Rule {
     unsigned left, right, sinks;  // each in [0, INT32_MAX]
 };
 
-// Returns (LTS, UTE) of a column of sequence b; b = batch is the padding, which nobody sees.
+// What its columns need to know of a sequence.
+struct Sequence {
+    unsigned q_end, q_len, kv_start, kv_end;
+};
+
+// Reads sequence b; b = batch is the padding, which has no rows and no end.
 template <class AnyCuts>
-__device__ int2 rule_column(
-    const AnyCuts& cuts_q, const AnyCuts& cuts_k, unsigned batch, unsigned b, Rule rule, unsigned column)
+__device__ Sequence load_sequence(
+    const AnyCuts& cuts_q, const AnyCuts& cuts_k, unsigned batch, unsigned b)
 {
-    unsigned next = min(b + 1, batch);  // the padding has no rows: q_start = q_end = total
+    unsigned next = min(b + 1, batch);
     unsigned q_end = cuts_q[next];
-    int q_len = (int)(q_end - (unsigned)cuts_q[b]);
-    unsigned keys_after = (unsigned)cuts_k[next] - 1 - column;
-    unsigned rows_from_ute = min(keys_after + 1 + rule.right, (unsigned)q_len);
-    unsigned rows_from_lts = (unsigned)min(max((int)(keys_after - rule.left), 0), q_len);
-    bool sink = rule.sinks != 0 && column - (unsigned)cuts_k[b] < rule.sinks;
-    return make_int2((int)(sink ? q_end : q_end - rows_from_lts), (int)(q_end - rows_from_ute));
+    unsigned kv_end = b < batch ? cuts_k[next] : NO_END;
+    return {q_end, q_end - (unsigned)cuts_q[b], (unsigned)cuts_k[b], kv_end};
+}
+
+// Returns (LTS, UTE) of a column of the sequence.
+__device__ int2 rule_column(const Sequence& own, Rule rule, unsigned column)
+{
+    unsigned keys_after = own.kv_end - 1 - column;
+    unsigned rows_from_ute = min(keys_after + 1 + rule.right, own.q_len);
+    unsigned rows_from_lts = min((unsigned)max((int)(keys_after - rule.left), 0), own.q_len);
+    bool sink = column - own.kv_start < rule.sinks;
+    return make_int2((int)(sink ? own.q_end : own.q_end - rows_from_lts), (int)(own.q_end - rows_from_ute));
 }
 
 template <class AnyCuts>
@@ -53,27 +66,33 @@ __device__ void write_tile(
     SequenceEnds<AnyCuts> ends = {cuts_k};
     unsigned lane = threadIdx.x % WARP_THREADS;
     unsigned warp = blockIdx.x * WARPS + threadIdx.x / WARP_THREADS;
-    unsigned pair = warp * WARP_THREADS * steps + lane;
     unsigned last_column = column_num - 1;
-    unsigned b = 0;
-    for (unsigned step = 0; step < steps; ++step, pair += WARP_THREADS) {
-        unsigned chunk = 2 * (pair - lane);                // the chunk's first column, + lead
-        if (chunk >= column_num + lead) return;            // the same for the whole warp
-        unsigned chunk_first = max(chunk, lead) - lead;    // column in [0, column_num)
+    Sequence own = {};  // of the warp's last column; at first none, which ends before every column
+#pragma unroll 1
+    for (unsigned step = 0; step < steps; ++step) {
+        unsigned chunk = 2 * WARP_THREADS * (warp * steps + step);  // first column of the warp, + lead
+        if (chunk >= column_num + lead) return;                      // the same for the whole warp
         unsigned chunk_last = min(chunk + 2 * WARP_THREADS - 1 - lead, last_column);
-        if (step == 0) b = warp_upper_bound(ends, range.lo, range.hi, (int)chunk_first);
-        unsigned b_limit = chunk_last_sequence(ends, b, range.hi, (int)chunk_last);
-
-        unsigned column = 2 * pair - lead;
-        unsigned column_a = min(max(2 * pair, lead) - lead, last_column);
+        unsigned column = chunk + 2 * lane - lead;
+        if (chunk_last < own.kv_end) {  // most chunks go on in the sequence before
+            store_pair(
+                columns, column, column_num,
+                rule_column(own, rule, column), rule_column(own, rule, column + 1));
+            continue;
+        }
+        unsigned chunk_first = max(chunk, lead) - lead;
+        SequenceRange here = warp_sequence_range(ends, range, (int)chunk_first, (int)chunk_last);
+        unsigned column_a = min(max(chunk + 2 * lane, lead) - lead, last_column);
         unsigned column_b = min(column + 1, last_column);
-        unsigned b_a = upper_bound(ends, b, b_limit, (int)column_a);
-        unsigned b_b = upper_bound(ends, b_a, b_limit, (int)column_b);
+        unsigned b_a = upper_bound(ends, here.lo, here.hi, (int)column_a);
+        unsigned b_b = upper_bound(ends, b_a, here.hi, (int)column_b);
+        Sequence of_a = load_sequence(cuts_q, cuts_k, batch, b_a);
+        Sequence of_b = load_sequence(cuts_q, cuts_k, batch, b_b);
         store_pair(
             columns, column, column_num,
-            rule_column(cuts_q, cuts_k, batch, b_a, rule, column_a),
-            rule_column(cuts_q, cuts_k, batch, b_b, rule, column_b));
-        b = __shfl_sync(FULL_MASK, b_b, WARP_THREADS - 1);
+            rule_column(of_a, rule, column_a), rule_column(of_b, rule, column_b));
+        range.lo = __shfl_sync(FULL_MASK, b_b, WARP_THREADS - 1);
+        if (step + 1 < steps) own = load_sequence(cuts_q, cuts_k, batch, range.lo);
     }
 }
 
@@ -90,12 +109,10 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void columns_rule(
     unsigned column_num,      // in [1, INT32_MAX]
     unsigned steps)           // pairs a thread
 {
-    __shared__ int staged_q[WINDOW_SEQUENCES + 2];
-    __shared__ int staged_k[WINDOW_SEQUENCES + 2];
+    __shared__ Window window;
     Cuts cuts_q = {cu_seqlens_q, q_stride};
     Cuts cuts_k = {cu_seqlens_k, k_stride};
     Rule rule = {left, right, sinks};
-
     unsigned lead = column_lead(columns);
     unsigned tile = 2 * BLOCK_THREADS * steps;  // columns
     unsigned tile_start = blockIdx.x * tile;
@@ -103,9 +120,8 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void columns_rule(
     unsigned last = min(tile_start + tile - 1, column_num + lead - 1) - lead;
     SequenceRange range = block_sequence_range(cuts_k, batch, (int)first, (int)last);
     if (range.hi - range.lo <= WINDOW_SEQUENCES) {
-        stage_cuts(cuts_q, cuts_k, range, batch, staged_q, staged_k);
-        StagedCuts q = {staged_q, range.lo};
-        StagedCuts k = {staged_k, range.lo};
+        block_stage_cuts(cuts_q, cuts_k, range, batch, window);
+        StagedCuts q = {window.q, range.lo}, k = {window.k, range.lo};
         write_tile(q, k, batch, range, rule, columns, column_num, lead, steps);
     } else {
         write_tile(cuts_q, cuts_k, batch, range, rule, columns, column_num, lead, steps);

@@ -56,5 +56,7 @@ def run(launches: Iterable[Launch], given: list[GpuArray], device: int, streams:
             kernel(launch.kernel).load(device)
     arrays.wait_for_producers(given, streams)
     for launch in launches:
-        kernel(launch.kernel).launch(device, streams.launch, launch.grid, launch.arguments)
+        kernel(launch.kernel).launch(
+            device, streams.launch, launch.grid, launch.arguments, launch.overlap
+        )
     arrays.release_to_producers(given, streams)

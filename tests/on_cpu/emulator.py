@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 SLOTS = 2
 
 # Small, so that a pack of a few hundred tokens crosses tiles, windows and groups.
-CONSTANTS = {"BLOCK_THREADS": 64, "WINDOW_SEQUENCES": 40, "NEAR_TILES": 2}
+CONSTANTS = {"BLOCK_THREADS": 64, "WINDOW_SEQUENCES": 40, "NEAR_TILES": 2, "FEW_TILES_SHIFT": 2}
 TILE = 4 * CONSTANTS["BLOCK_THREADS"]
 
 SANITIZERS = {
