@@ -15,15 +15,15 @@ from maskq_cupy.rule import INT32_MAX
 INDEX_DTYPES = ("int32", "int64")
 
 
-def form_error(name: str, expected: str, dtype: object, shape: Sequence[int]) -> Exception:
+def form_error(name: str, expected: str, dtype: str, shape: Sequence[int]) -> Exception:
     """Return a TypeError for a wrong element type, else a ValueError for a wrong shape."""
-    kind = ValueError if str(dtype) in INDEX_DTYPES else TypeError
+    kind = ValueError if dtype in INDEX_DTYPES else TypeError
     return kind(f"{name} must be {expected}, got {dtype} of shape {tuple(shape)}")
 
 
-def check_cu_seqlens_form(name: str, dtype: object, shape: Sequence[int]) -> None:
+def check_cu_seqlens_form(name: str, dtype: str, shape: Sequence[int]) -> None:
     """Require int32 or int64 of shape (B + 1,)."""
-    if str(dtype) not in INDEX_DTYPES or len(shape) != 1 or shape[0] < 1:
+    if dtype not in INDEX_DTYPES or len(shape) != 1 or shape[0] < 1:
         raise form_error(name, "int32 or int64 of shape (B + 1,)", dtype, shape)
 
 
@@ -36,11 +36,11 @@ def check_same_batch(length_q: int, length_k: int) -> None:
         )
 
 
-def check_intervals_form(dtype: object, shape: Sequence[int]) -> int:
+def check_intervals_form(dtype: str, shape: Sequence[int]) -> int:
     """Require int32 or int64 of shape (Q, 2) or (2 * Q,); return Q."""
     paired = len(shape) == 2 and shape[1] == 2
     flat = len(shape) == 1 and shape[0] % 2 == 0
-    if str(dtype) not in INDEX_DTYPES or not (paired or flat):
+    if dtype not in INDEX_DTYPES or not (paired or flat):
         raise form_error("attn_mask_kv", "int32 or int64 of shape (Q, 2) or (2 * Q,)", dtype, shape)
     return shape[0] if paired else shape[0] // 2
 
@@ -75,8 +75,8 @@ def host_batch(
     """Check the forms and the values of a batch of lists and host arrays."""
     q = _host_indices("cu_seqlens_q", cu_seqlens_q)
     k = _host_indices("cu_seqlens_k", cu_seqlens_k)
-    check_cu_seqlens_form("cu_seqlens_q", q.dtype, q.shape)
-    check_cu_seqlens_form("cu_seqlens_k", k.dtype, k.shape)
+    check_cu_seqlens_form("cu_seqlens_q", str(q.dtype), q.shape)
+    check_cu_seqlens_form("cu_seqlens_k", str(k.dtype), k.shape)
     check_same_batch(len(q), len(k))
     q, k = q[: len(k)].astype(np.int64), k.astype(np.int64)
     check_cu_seqlens_values("cu_seqlens_q", q)
@@ -84,7 +84,7 @@ def host_batch(
     intervals = None
     if attn_mask_kv is not None:
         intervals = _host_indices("attn_mask_kv", attn_mask_kv)
-        check_intervals_form(intervals.dtype, intervals.shape)
+        check_intervals_form(str(intervals.dtype), intervals.shape)
         intervals = intervals.reshape(-1, 2).astype(np.int64)
     column_num = int(k[-1]) if kv_token_num is None else check_token_num(kv_token_num)
     row_num = None if intervals is None else len(intervals)

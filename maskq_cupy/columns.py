@@ -8,6 +8,7 @@ from maskq_cupy import arrays, checks, launch, plan
 from maskq_cupy.arrays import GpuArray, Streams, cupy
 from maskq_cupy.rule import resolve_rule
 
+_INPUTS = ("cu_seqlens_q", "cu_seqlens_k", "attn_mask_kv")
 _STRIDES = {"int32": 1, "int64": 2}  # in 32-bit words
 
 
@@ -66,15 +67,19 @@ def get_attn_mask_q(
             [0, 1, 2, 3, 3, 3, 4]], device='cuda:0', dtype=torch.int32)
     """
     rule = resolve_rule(causal, window, num_sink_tokens, attn_mask_kv is not None)
-    current_device = arrays.current_device()
+    device = arrays.current_device()
     streams = arrays.streams_of(stream)
     inputs = _inputs(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, streams)
     target = None if out is None else launch.on_gpu(out, "out", streams)
     memory = None if scratch is None else launch.on_gpu(scratch, "scratch", streams)
-    given = [*inputs, *(array for array in (target, memory) if array is not None)]
-    device = launch.common_device(given) if given else current_device
-    if device != current_device:
-        with cupy.cuda.Device(device):
+    given = inputs[:]
+    if target is not None:
+        given.append(target)
+    if memory is not None:
+        given.append(memory)
+    other = launch.other_device(given, device)
+    if other is not None:
+        with cupy.cuda.Device(other):
             return get_attn_mask_q(
                 cu_seqlens_q, cu_seqlens_k, attn_mask_kv, kv_token_num,
                 causal=causal, window=window, num_sink_tokens=num_sink_tokens,
@@ -111,20 +116,13 @@ def get_attn_mask_q(
     if column_num == 0:
         return out
     q, k = inputs[:2]
-    batch = plan.Batch(q.pointer, k.pointer, _STRIDES[q.dtype], _STRIDES[k.dtype], k.shape[0] - 1)
+    batch = (q.pointer, k.pointer, _STRIDES[q.dtype], _STRIDES[k.dtype], k.shape[0] - 1)
     launches: tuple[plan.Launch, ...]
     if not row_num:
         launches = (plan.rule_launch(batch, rule, columns, column_num),)
     else:
-        nbytes = plan.scratch_nbytes(row_num)
-        if memory is None:
-            launch.forbid_in_capture(
-                streams, f"scratch memory is allocated: give scratch= of {nbytes} bytes"
-            )
-            pool = arrays.empty((nbytes,), np.uint8, streams)
-            scratch_pointer = pool.data.ptr
-        else:
-            scratch_pointer = _check_scratch(memory, [*inputs, target], nbytes)
+        # The pool's memory may be handed out again at once: on this stream, behind the launches.
+        scratch_pointer, _ = _scratch(memory, row_num, [*inputs, target], streams)
         launches = plan.interval_launches(
             batch, inputs[2].pointer, inputs[2].dtype == "int64", row_num, columns, column_num,
             scratch_pointer,
@@ -137,14 +135,17 @@ def _inputs(
     cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any, streams: Streams
 ) -> list[GpuArray]:
     """Return the facts of the input arrays on a GPU, or nothing where all are on the host."""
-    named = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    found = [
+        arrays.gpu_array(cu_seqlens_q, "cu_seqlens_q", streams),
+        arrays.gpu_array(cu_seqlens_k, "cu_seqlens_k", streams),
+    ]
     if attn_mask_kv is not None:
-        named["attn_mask_kv"] = attn_mask_kv
-    found = {name: arrays.gpu_array(value, name, streams) for name, value in named.items()}
-    inputs = [array for array in found.values() if array is not None]
+        found.append(arrays.gpu_array(attn_mask_kv, "attn_mask_kv", streams))
+    inputs = [array for array in found if array is not None]
     if inputs and len(inputs) < len(found):
         places = ", ".join(
-            f"{name} on {'the host' if array is None else 'a GPU'}" for name, array in found.items()
+            f"{name} on {'the host' if array is None else 'a GPU'}"
+            for name, array in zip(_INPUTS, found, strict=False)
         )
         raise TypeError(f"the input must be all on one GPU or all on the host, got {places}")
     return inputs
@@ -157,8 +158,9 @@ def _check_forms(inputs: list[GpuArray]) -> int:
     checks.check_cu_seqlens_form("cu_seqlens_k", k.dtype, k.shape)
     checks.check_same_batch(q.shape[0], k.shape[0])
     row_num = checks.check_intervals_form(inputs[2].dtype, inputs[2].shape) if inputs[2:] else 0
-    for name, array in zip(("cu_seqlens_q", "cu_seqlens_k", "attn_mask_kv"), inputs, strict=False):
+    for i, array in enumerate(inputs):
         if not array.contiguous:
+            name = _INPUTS[i]
             raise ValueError(
                 f"{name} must be C-contiguous, got a strided view of shape {array.shape}"
             )
@@ -167,15 +169,16 @@ def _check_forms(inputs: list[GpuArray]) -> int:
 
 def _check_out(target: GpuArray, inputs: list[GpuArray], column_num: int | None) -> int:
     """Return the number of columns that `out` has room for."""
-    shape = tuple(target.shape)
-    if target.dtype != "int32" or shape[-1:] != (2,) or shape[:-2] not in ((), (1, 1)):
+    shape = target.shape
+    paired = len(shape) == 2 or (len(shape) == 4 and shape[0] == shape[1] == 1)
+    if target.dtype != "int32" or not paired or shape[-1] != 2:
         raise checks.form_error("out", "int32 of shape (N, 2) or (1, 1, N, 2)", target.dtype, shape)
     if column_num is not None and shape[-2] != column_num:
         raise ValueError(
-            f"out must have N = kv_token_num = {column_num} columns, got shape {shape}"
+            f"out must have N = kv_token_num = {column_num} columns, got shape {tuple(shape)}"
         )
     if not target.contiguous:
-        raise ValueError(f"out must be C-contiguous, got a strided view of shape {shape}")
+        raise ValueError(f"out must be C-contiguous, got a strided view of shape {tuple(shape)}")
     if not target.writable:
         raise ValueError(f"out must be writable, got a read-only {type(target.value).__name__}")
     if target.pointer % 8:
@@ -184,8 +187,19 @@ def _check_out(target: GpuArray, inputs: list[GpuArray], column_num: int | None)
     return shape[-2]
 
 
-def _check_scratch(memory: GpuArray, others: list[GpuArray | None], nbytes: int) -> int:
-    """Return the pointer of scratch memory of at least nbytes that overlaps nothing else."""
+def _scratch(
+    memory: GpuArray | None, row_num: int, others: list[GpuArray | None], streams: Streams
+) -> tuple[int, Any]:
+    """Return the pointer of the scratch memory for so many rows, given or from the pool, and it."""
+    nbytes = plan.scratch_nbytes(row_num)
+    if memory is None:
+        if nbytes == 0:
+            return 0, None
+        launch.forbid_in_capture(
+            streams, f"scratch memory is allocated: give scratch= of {nbytes} bytes"
+        )
+        pool = arrays.empty((nbytes,), np.uint8, streams)
+        return pool.data.ptr, pool
     if (
         memory.nbytes < nbytes
         or not memory.contiguous
@@ -198,14 +212,18 @@ def _check_scratch(memory: GpuArray, others: list[GpuArray | None], nbytes: int)
             f"contiguous={memory.contiguous}, writable={memory.writable}"
         )
     launch.forbid_overlap("scratch", memory, others)
-    return memory.pointer
+    return memory.pointer, memory.value
 
 
 def _upload(host: checks.HostBatch, streams: Streams) -> list[GpuArray]:
-    cuts = [host.cu_seqlens_q.astype(np.int32), host.cu_seqlens_k.astype(np.int32)]
-    wanted = cuts if host.attn_mask_kv is None else [*cuts, host.attn_mask_kv]
-    uploaded = [arrays.upload(array, streams.launch) for array in wanted]
-    return [launch.on_gpu(array, "the copy", streams) for array in uploaded]
+    """Copy a batch to the GPU in one transfer, as int64."""
+    parts = [host.cu_seqlens_q, host.cu_seqlens_k]
+    if host.attn_mask_kv is not None:
+        parts.append(host.attn_mask_kv.reshape(-1))
+    memory = arrays.upload(np.concatenate(parts), streams.launch)
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+    split = [memory[end - len(part) : end] for end, part in zip(ends, parts, strict=True)]
+    return [launch.on_gpu(array, "the copy", streams) for array in split]
 
 
 def _read_back(
@@ -213,7 +231,7 @@ def _read_back(
 ) -> np.ndarray:
     """Copy entries of a cu_seqlens array to the host, behind the work on the launch stream."""
     start, stop, _ = entries.indices(cu_seqlens.shape[0])
-    pointer = cu_seqlens.pointer + start * cu_seqlens.itemsize
+    pointer = cu_seqlens.pointer + start * 4 * _STRIDES[cu_seqlens.dtype]
     return arrays.download(pointer, cu_seqlens.dtype, stop - start, streams.launch)
 
 

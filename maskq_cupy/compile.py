@@ -128,8 +128,8 @@ class _Config(ctypes.Structure):
     """CUlaunchConfig."""
 
     _fields_ = (
-        ("grid", ctypes.c_uint * 3),
-        ("block", ctypes.c_uint * 3),
+        *((axis, ctypes.c_uint) for axis in ("grid_x", "grid_y", "grid_z")),
+        *((axis, ctypes.c_uint) for axis in ("block_x", "block_y", "block_z")),
         ("shared_memory", ctypes.c_uint),
         ("stream", ctypes.c_void_p),
         ("attributes", ctypes.POINTER(_Attribute)),
@@ -154,19 +154,17 @@ class Kernel:
         self._packer = struct.Struct(form)
         ends = [struct.calcsize(form[: i + 1]) for i in range(len(form))]
         self._offsets = [end - struct.calcsize(c) for end, c in zip(ends, form, strict=True)]
-        self._functions: dict[int, Any] = {}  # by device; a function keeps its module loaded
-        self._pointers: dict[int, int] = {}
+        self._functions: list[Any] = []  # keep their modules loaded
+        self.pointers: dict[int, int] = {}  # by device
         self._per_thread = threading.local()
-
-    def is_loaded(self, device: int) -> bool:
-        return device in self._pointers
 
     def load(self, device: int) -> None:
         """Compile, or take from CuPy's disk cache, and load for the current device, `device`."""
         with _loading:
-            if device not in self._pointers:
-                self._functions[device] = function = _module(self._file).get_function(self._name).kernel
-                self._pointers[device] = function.ptr
+            if device not in self.pointers:
+                function = _module(self._file).get_function(self._name).kernel
+                self._functions.append(function)
+                self.pointers[device] = function.ptr
 
     def launch(
         self, device: int, stream: int, grid: int, arguments: tuple, overlap: bool = False
@@ -176,36 +174,32 @@ class Kernel:
         overlap: let it begin before the end of the launch before it, on devices that can.
         """
         try:
-            pack, buffer, config, launch = self._per_thread.launch
+            own = self._per_thread.own
         except AttributeError:
-            pack, buffer, config, launch = self._per_thread.launch = self._prepare(device)
+            own = self._per_thread.own = self._prepare(device)
+        call, config, config_address, pack, buffer, parameters = own
         pack(buffer, 0, *arguments)
-        config.grid[0] = grid
+        config.grid_x = grid
         config.stream = stream
         config.attribute_num = overlap and _can_overlap(device)
-        status = launch(self._pointers[device])
+        status = call(config_address, self.pointers[device], parameters, None)
         if status:
             require_cupy().cuda.driver.check_status(status)
 
     def _prepare(self, device: int) -> tuple[Any, ...]:
-        """Return what a thread's launches reuse: the packed parameters, the config, the call."""
+        """Return what a thread's launches reuse: the driver's call, its config, its parameters."""
         require_cupy().cuda.runtime.setDevice(device)  # makes the context current in a new thread
         buffer = ctypes.create_string_buffer(self._packer.size)
         start = ctypes.addressof(buffer)
         parameters = (ctypes.c_void_p * len(self._offsets))(*(start + at for at in self._offsets))
         attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION)
         attribute.value[0] = 1
-        config = _Config(
-            (1, 1, 1), (BLOCK_THREADS, 1, 1), 0, None, ctypes.pointer(attribute), 0
-        )
+        config = _Config(*(1, 1, 1), *(BLOCK_THREADS, 1, 1), 0, None, ctypes.pointer(attribute), 0)
         call = _driver().cuLaunchKernelEx
         call.argtypes = (ctypes.c_void_p,) * 4
-        address = ctypes.addressof(config)
-
-        def launch(function: int) -> int:
-            return call(address, function, parameters, None)
-
-        return self._packer.pack_into, buffer, config, launch
+        return (
+            call, config, ctypes.addressof(config), self._packer.pack_into, buffer, parameters
+        )  # fmt: skip
 
 
 @cache

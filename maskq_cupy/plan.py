@@ -24,14 +24,8 @@ class Launch(NamedTuple):
     overlap: bool = False
 
 
-class Batch(NamedTuple):
-    """A pack's cu_seqlens: pointers, and strides in 32-bit words (1 for int32, 2 for int64)."""
-
-    q: Any
-    k: Any
-    q_stride: int
-    k_stride: int
-    size: int
+# A pack's cu_seqlens: pointers, their strides in 32-bit words (1 for int32, 2 for int64), and B.
+Batch = tuple[Any, Any, int, int, int]
 
 
 def rule_launch(
@@ -49,12 +43,22 @@ def rule_launch(
 def scratch_nbytes(q_token_num: int) -> int:
     """Return the bytes of scratch memory that a call with attn_mask_kv of so many rows needs.
 
-    8 a row for its two staircases, and 4 KiB.
+    8 a row for its two staircases, and 4 KiB; none where the rows are few.
 
-    >>> scratch_nbytes(1000)
-    12096
+    >>> scratch_nbytes(10_000), scratch_nbytes(1000)
+    (84096, 0)
     """
-    return EDGES_NBYTES + 2 * _staircase_nbytes(q_token_num)
+    return interval_scratch_nbytes(q_token_num, BLOCK_THREADS)
+
+
+def interval_scratch_nbytes(row_num: int, block_threads: int) -> int:
+    if _row_tiles(row_num, block_threads) <= 1 << FEW_TILES_SHIFT:
+        return 0
+    return EDGES_NBYTES + 2 * _staircase_nbytes(row_num)
+
+
+def _row_tiles(row_num: int, block_threads: int) -> int:
+    return -(-row_num // (4 * block_threads))
 
 
 def _staircase_nbytes(row_num: int) -> int:
@@ -76,7 +80,7 @@ def interval_launches(
     One where the rows are few; it needs no scratch.
     """
     tile = 4 * block_threads
-    tile_num = -(-row_num // tile)
+    tile_num = _row_tiles(row_num, block_threads)
     if tile_num <= 1 << FEW_TILES_SHIFT:
         arguments = (*batch, intervals, is_int64, row_num, columns, column_num)
         return (Launch("columns_of_few_rows", column_num // tile + 1, arguments),)
