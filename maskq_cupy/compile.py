@@ -112,6 +112,10 @@ _KERNELS = {
     "columns_rule": ("columns_rule.cu", "PPiiIIIIPII"),
     "row_staircases": ("columns_intervals.cu", "PPiiIPiIIPPP"),
     "columns_of_staircases": ("columns_intervals.cu", "PPPIIIPI"),
+    "column_tile_lists": ("tile_lists.cu", "PIIIIIPPPPP"),
+    "row_tile_lists": ("tile_lists.cu", "PIIPPPP"),
+    "four_columns": ("forms.cu", "PIiP"),
+    "dense_mask": ("forms.cu", "PIIIIP"),
 }
 
 
