@@ -1,6 +1,7 @@
-"""Lists of tiles: the reference against brute force and torch, the kernels against the reference."""
+"""Lists of tiles: the reference against brute force and torch, the kernels against it."""
 
 import importlib
+import math
 
 import numpy as np
 import oracle
@@ -243,3 +244,148 @@ def test_scratch_is_two_bits_a_tile():
     assert plan.blocks_scratch_nbytes(131072, 131072) == 2 * 1024 * 1024 // 8
     assert plan.blocks_scratch_nbytes(0, 5) == plan.blocks_scratch_nbytes(5, 0) == 0
     assert checks.check_block_size(64) == (64, 64)
+
+
+def test_memory_of_a_large_pack():
+    """131,072 tokens: all that a call allocates, scratch and paddings too."""
+    shapes = plan.block_shapes(*plan.tile_grid(131072, 131072, (128, 128)))
+    lists = sum(4 * math.prod(shape) + 16 for shape in shapes)
+    assert lists + plan.blocks_scratch_nbytes(131072, 131072) < 40e6
+
+
+# On a GPU
+
+
+@pytest.fixture(scope="module")
+def cupy():
+    return importlib.import_module("cupy")
+
+
+def to_host(cupy, blocks):
+    return Blocks(*(cupy.asnumpy(cupy.asarray(array)) for array in blocks))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(5))
+def test_gpu_on_random_columns(cupy, seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(100):
+        columns, row_num = random_columns(rng, tokens=int(rng.choice([50, 600, 5000])))
+        block_size = random_block_size(rng)
+        blocks = maskq_cupy.to_blocks(cupy.asarray(columns), row_num, block_size)
+        assert all(type(array) is cupy.ndarray for array in blocks)
+        expected = reference.to_blocks(columns, row_num, block_size)
+        assert_equal(to_host(cupy, blocks), expected, f"{row_num} {block_size}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [2**17, 2**20 + 77])
+def test_gpu_on_large_packs(cupy, tokens):
+    """The second has more row tiles than a chunk has, and 2**26 tiles."""
+    rng = np.random.default_rng(tokens)
+    cu = cuts(rng.multinomial(tokens, np.ones(40) / 40))
+    for rule in ({}, {"window": (4000, 0), "num_sink_tokens": 4}, {"causal": False}):
+        columns = reference.get_attn_mask_q(cu, cu, **rule)
+        blocks = maskq_cupy.to_blocks(cupy.asarray(columns), tokens)
+        assert_equal(to_host(cupy, blocks), reference.to_blocks(columns, tokens))
+        del blocks
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block_size", SIZES)
+@pytest.mark.parametrize("name", [*PACKS, "inexact"])
+def test_gpu_is_what_torch_makes(cupy, name, block_size):
+    torch = pytest.importorskip("torch")
+    columns, row_num = mask_of(name) if name in PACKS else inexact_mask(np.random.default_rng(1))
+    blocks = to_host(cupy, maskq_cupy.to_blocks(cupy.asarray(columns), row_num, block_size))
+    assert_as_torch(torch, blocks, columns, row_num, block_size, device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("misaligned", [False, True])
+def test_gpu_out_of_torch(cupy, misaligned):
+    """Results go to any framework's arrays; columns come in either rank."""
+    torch = pytest.importorskip("torch")
+    columns, row_num = mask_of("documents")
+    shapes = plan.block_shapes(*plan.tile_grid(row_num, len(columns), (16, 16)))
+    out = []
+    for shape in shapes:
+        memory = torch.full((math.prod(shape) + 1,), -7, dtype=torch.int32, device="cuda")
+        out.append((memory[1:] if misaligned else memory[:-1]).view(shape))
+    out = Blocks(*out)
+    nbytes = maskq_cupy.blocks_scratch_nbytes(row_num, len(columns), 16)
+    scratch = torch.empty(nbytes, dtype=torch.uint8, device="cuda")
+    given = torch.as_tensor(columns, device="cuda").view(1, 1, -1, 2)
+    result = maskq_cupy.to_blocks(given, row_num, 16, out=out, scratch=scratch)
+    assert result is out
+    assert_equal(Blocks(*(a.cpu().numpy() for a in out)), reference.to_blocks(columns, row_num, 16))
+
+
+@pytest.mark.gpu
+def test_gpu_replays_in_a_graph(cupy):
+    """A captured call replays with columns changed in place."""
+    rng = np.random.default_rng(3)
+    n, rows = 3000, 2500
+    columns = cupy.zeros((n, 2), np.int32)
+    scratch = cupy.empty(maskq_cupy.blocks_scratch_nbytes(rows, n, (64, 128)), np.uint8)
+    out = maskq_cupy.to_blocks(columns, rows, (64, 128))  # compiles
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        maskq_cupy.to_blocks(columns, rows, (64, 128), out=out, scratch=scratch)
+        graph = stream.end_capture()
+        for _ in range(50):
+            host = rng.integers(-5, rows + 5, (n, 2)).astype(np.int32)
+            columns.set(host)
+            for array in out:
+                array.fill(-1)
+            graph.launch()
+            assert_equal(to_host(cupy, out), reference.to_blocks(host, rows, (64, 128)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("missing", ["out", "scratch"])
+def test_gpu_capture_refuses_to_allocate(cupy, missing):
+    columns = cupy.zeros((9, 2), np.int32)
+    given = {
+        "out": maskq_cupy.to_blocks(columns, 9),
+        "scratch": cupy.empty(maskq_cupy.blocks_scratch_nbytes(9, 9), np.uint8),
+    }
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match=f"allocated: give {missing}="):
+            maskq_cupy.to_blocks(columns, 9, **given | {missing: None})
+        stream.end_capture()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("change", "kind", "message"), BAD)
+def test_gpu_bad_arguments(cupy, change, kind, message):
+    arguments = {"columns": COLUMNS, "q_token_num": 3} | change
+    arguments["columns"] = cupy.asarray(arguments["columns"])
+    with pytest.raises(kind) as raised:
+        maskq_cupy.to_blocks(**arguments)
+    assert str(raised.value) == message
+
+
+@pytest.mark.gpu
+def test_gpu_bad_arrays(cupy):
+    columns = cupy.zeros((300, 2), np.int32)
+    with pytest.raises(TypeError, match=r"got ndarray on the host: maskq_cupy\.reference"):
+        maskq_cupy.to_blocks(COLUMNS, 3)
+    with pytest.raises(ValueError, match="columns must be C-contiguous"):
+        maskq_cupy.to_blocks(columns[:, ::-1], 3)
+    out = maskq_cupy.to_blocks(columns, 300)
+    with pytest.raises(
+        TypeError, match=r"out must be a maskq_cupy\.Blocks of GPU arrays, got list"
+    ):
+        maskq_cupy.to_blocks(columns, 300, out=[*out])
+    with pytest.raises(ValueError, match=r"out\.q_indices must be int32 of shape \(1, 1, 3, 3\)"):
+        maskq_cupy.to_blocks(columns, 300, out=out._replace(q_indices=out.kv_num_blocks))
+    with pytest.raises(ValueError, match=r"out\.q_indices must not overlap"):
+        maskq_cupy.to_blocks(columns, 300, out=out._replace(q_indices=out.kv_indices))
+    with pytest.raises(ValueError, match=r"scratch must be .* at least 24 bytes, got 16 bytes"):
+        maskq_cupy.to_blocks(columns, 300, scratch=cupy.empty(16, np.uint8))
+    with pytest.raises(ValueError, match="must not overlap"):
+        maskq_cupy.to_blocks(columns, 300, scratch=columns)
