@@ -1,7 +1,7 @@
 """FlashMask column bounds [LTS, UTE] of a packed batch, on the GPU, for any framework.
 
 `reference` holds the same in NumPy and needs nothing else. The GPU functions import CuPy when one
-of them is first asked for.
+of them is first asked for; `flex`, which makes FlexAttention's masks, imports torch.
 """
 
 import importlib

@@ -69,7 +69,7 @@ def to_blocks(
     shapes = plan.block_shapes(*plan.tile_grid(row_num, column_num, block_size))
     nbytes = plan.blocks_scratch_nbytes(row_num, column_num, block_size)
     for (name, target), shape in zip(targets.items(), shapes, strict=False):
-        forms.check_result(name, target, "int32", shape, alignment=4)
+        forms.check_result(name, target, "int32", (shape,), alignment=4)
     for array in memory.values():
         _check_scratch(array, nbytes)
     _forbid_overlaps({"columns": source, **targets, **memory})

@@ -47,7 +47,8 @@ def to_four_columns(columns: Any, q_token_num: int, *, out: Any = None, stream: 
     if target is None:
         out = new_result((column_num, 4), np.int32, streams)
     else:
-        check_result("out", target, "int32", (column_num, 4), alignment=16)
+        shapes = (column_num, 4), (1, 1, column_num, 4)
+        check_result("out", target, "int32", shapes, alignment=16)
         launch.forbid_overlap("out", target, [source])
     if column_num:
         pointer = out.data.ptr if target is None else target.pointer
@@ -94,7 +95,8 @@ def to_dense(
     if target is None:
         out = new_result((row_num, column_num), np.bool_, streams)
     else:
-        check_result("out", target, "bool", (row_num, column_num), alignment=1)
+        shapes = (row_num, column_num), (1, 1, row_num, column_num)
+        check_result("out", target, "bool", shapes, alignment=1)
         launch.forbid_overlap("out", target, [source])
     if row_num and column_num:
         pointer = out.data.ptr if target is None else target.pointer
@@ -125,13 +127,13 @@ def new_result(shape: tuple[int, ...], dtype: Any, streams: Streams) -> Any:
 
 
 def check_result(
-    name: str, target: GpuArray, dtype: str, shape: tuple[int, ...], alignment: int
+    name: str, target: GpuArray, dtype: str, shapes: tuple[tuple[int, ...], ...], alignment: int
 ) -> None:
-    """Require that the result can be written to an array that the caller gave."""
+    """Require that a result of one of these shapes can be written to an array of the caller's."""
     found = tuple(target.shape)
-    if target.dtype != dtype or found not in (shape, (1, 1, *shape)):
+    if target.dtype != dtype or found not in shapes:
         kind = TypeError if target.dtype != dtype else ValueError
-        either = f"{shape} or {(1, 1, *shape)}" if len(shape) == 2 else f"{shape}"
+        either = " or ".join(map(str, shapes))
         raise kind(f"{name} must be {dtype} of shape {either}, got {target.dtype} of shape {found}")
     if not target.contiguous:
         raise ValueError(f"{name} must be C-contiguous, got a strided view of shape {found}")
