@@ -47,13 +47,45 @@ def check_intervals_form(dtype: str, shape: Sequence[int]) -> int:
 
 def check_token_num(value: object, name: str = "kv_token_num") -> int:
     """Require an int in [0, 2**31 - 1]; return it."""
+    return check_int(value, name, expected="an int or None")
+
+
+def check_int(value: object, name: str, lowest: int = 0, expected: str = "an int") -> int:
+    """Require an int in [lowest, 2**31 - 1]; return it."""
     try:
         count = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name} must be an int or None, got {type(value).__name__}") from None
-    if not 0 <= count <= INT32_MAX:
-        raise ValueError(f"{name} must be in [0, 2**31 - 1], got {count}")
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}") from None
+    if not lowest <= count <= INT32_MAX:
+        raise ValueError(f"{name} must be in [{lowest}, 2**31 - 1], got {count}")
     return count
+
+
+def check_block_size(block_size: object) -> tuple[int, int]:
+    """Require one or two ints of at least 1; return (rows, columns) of a tile."""
+    sizes = block_size if isinstance(block_size, (tuple, list)) else (block_size, block_size)
+    if len(sizes) != 2:
+        raise ValueError(f"block_size must be an int or (rows, columns), got {block_size!r}")
+    rows, columns = (check_int(size, "block_size", lowest=1) for size in sizes)
+    return rows, columns
+
+
+def check_columns_form(dtype: str, shape: Sequence[int], name: str = "columns") -> int:
+    """Require int32 of shape (N, 2), or (1, 1, N, 2) as FlashMask wants it; return N."""
+    paired = len(shape) == 2 or (len(shape) == 4 and shape[0] == shape[1] == 1)
+    if dtype != "int32" or not paired or shape[-1] != 2:
+        raise form_error(name, "int32 of shape (N, 2) or (1, 1, N, 2)", dtype, shape)
+    return shape[-2]
+
+
+def check_dense_size(row_num: int, column_num: int, limit: int) -> None:
+    """Require at most `limit` pairs, which cost a byte each."""
+    pairs = row_num * column_num
+    if pairs > limit:
+        raise ValueError(
+            f"a dense mask of {row_num} rows x {column_num} columns is {pairs} bytes, above "
+            f"limit={limit}: give a higher limit, or use to_blocks"
+        )
 
 
 class HostBatch(NamedTuple):

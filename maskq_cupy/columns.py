@@ -170,10 +170,8 @@ def _check_forms(inputs: list[GpuArray]) -> int:
 def _check_out(target: GpuArray, inputs: list[GpuArray], column_num: int | None) -> int:
     """Return the number of columns that `out` has room for."""
     shape = target.shape
-    paired = len(shape) == 2 or (len(shape) == 4 and shape[0] == shape[1] == 1)
-    if target.dtype != "int32" or not paired or shape[-1] != 2:
-        raise checks.form_error("out", "int32 of shape (N, 2) or (1, 1, N, 2)", target.dtype, shape)
-    if column_num is not None and shape[-2] != column_num:
+    room = checks.check_columns_form(target.dtype, shape, "out")
+    if column_num is not None and room != column_num:
         raise ValueError(
             f"out must have N = kv_token_num = {column_num} columns, got shape {tuple(shape)}"
         )
@@ -184,7 +182,7 @@ def _check_out(target: GpuArray, inputs: list[GpuArray], column_num: int | None)
     if target.pointer % 8:
         raise ValueError(f"out must be 8-byte aligned, got address {target.pointer:#x}")
     launch.forbid_overlap("out", target, inputs)
-    return shape[-2]
+    return room
 
 
 def _scratch(

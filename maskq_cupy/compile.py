@@ -115,6 +115,10 @@ _KERNELS = {
     "row_staircases": ("columns_intervals.cu", "PPiiIPiIIPPP"),
     "columns_of_staircases": ("columns_intervals.cu", "PPPIIIPII"),
     "columns_of_few_rows": ("columns_intervals.cu", "PPiiIPiIPI"),
+    "column_tile_lists": ("tile_lists.cu", "PIIIIIPPPPP"),
+    "row_tile_lists": ("tile_lists.cu", "PIIPPPP"),
+    "four_columns": ("forms.cu", "PIiP"),
+    "dense_mask": ("forms.cu", "PIIIIP"),
 }
 
 

@@ -6,7 +6,9 @@ run the same launches on the CPU.
 
 from typing import Any, NamedTuple
 
+from maskq_cupy import checks
 from maskq_cupy.compile import BLOCK_THREADS, FEW_TILES_SHIFT
+from maskq_cupy.reference import Blocks
 from maskq_cupy.rule import Rule
 
 EDGES_NBYTES = 4 * 1024  # int2 for each of at most 512 groups of row tiles
@@ -106,3 +108,70 @@ def interval_launches(
             overlap=column_num < 1 << 19,
         ),
     )
+
+
+def tile_grid(q_token_num: int, kv_token_num: int, block_size: tuple[int, int]) -> tuple[int, int]:
+    """Return how many tiles of (rows, columns) cover the rows, and how many the columns."""
+    return -(-q_token_num // block_size[0]), -(-kv_token_num // block_size[1])
+
+
+def block_shapes(row_tiles: int, column_tiles: int) -> Blocks:
+    """Return the shape of each array of a Blocks."""
+    row, column = (1, 1, row_tiles), (1, 1, column_tiles)
+    of_row, of_column = (*row, column_tiles), (*column, row_tiles)
+    return Blocks(row, of_row, row, of_row, column, of_column, column, of_column)
+
+
+def blocks_scratch_nbytes(
+    q_token_num: int, kv_token_num: int, block_size: int | tuple[int, int] = (128, 128)
+) -> int:
+    """Return the bytes of scratch memory that `to_blocks` needs: two bits a tile.
+
+    >>> blocks_scratch_nbytes(131072, 131072)
+    262144
+    """
+    rows, columns = tile_grid(q_token_num, kv_token_num, checks.check_block_size(block_size))
+    return 8 * -(-rows // 32) * columns
+
+
+def block_launches(
+    columns: Any,
+    column_num: int,
+    row_num: int,
+    block_size: tuple[int, int],
+    blocks: Blocks,
+    scratch: Any,
+    block_threads: int = BLOCK_THREADS,
+) -> list[Launch]:
+    """Return the launches that write the lists; blocks are pointers, and numbers may be 0."""
+    row_tiles, column_tiles = tile_grid(row_num, column_num, block_size)
+    by_column = Launch(
+        "column_tile_lists",
+        column_tiles,
+        (columns, column_num, row_num, *block_size, row_tiles, scratch, *blocks[4:]),
+    )
+    by_row = Launch(
+        "row_tile_lists",
+        -(-row_tiles // (block_threads // 32)),
+        (scratch, row_tiles, column_tiles, *blocks[:4]),
+    )
+    return [launch for launch in (by_column, by_row) if launch.grid]
+
+
+def four_columns_launch(
+    columns: Any, column_num: int, total: int, out: Any, block_threads: int = BLOCK_THREADS
+) -> Launch:
+    """Return the launch that writes the four columns; column_num is at least 1."""
+    grid = -(-column_num // block_threads)
+    return Launch("four_columns", grid, (columns, column_num, total, out))
+
+
+def dense_launch(
+    columns: Any, column_num: int, row_num: int, out: Any, block_threads: int = BLOCK_THREADS
+) -> Launch:
+    """Return the launch that writes the dense mask; both numbers are at least 1."""
+    blocks_a_row = -(-column_num // (4 * block_threads))
+    rows_per_block = 32  # enough that reading the bounds does not count
+    grid = blocks_a_row * -(-row_num // rows_per_block)
+    arguments = (columns, column_num, row_num, rows_per_block, blocks_a_row, out)
+    return Launch("dense_mask", grid, arguments)

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 
 import pytest
+from on_cpu import emulator
 
 
 def pytest_addoption(parser):
@@ -29,3 +30,10 @@ def why_no_gpu():
 
     problem = gpu_problem()
     return problem and problem.removeprefix("no CUDA device: ")
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory):
+    """Return what builds the kernels for the CPU, once a sanitizer for all files of tests."""
+    folder = tmp_path_factory.mktemp("on_cpu")
+    return lambda sanitizer: emulator.build(folder, sanitizer)
