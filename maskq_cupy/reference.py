@@ -159,7 +159,7 @@ def to_blocks(
 def _host_columns(columns: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return LTS and UTE, int64."""
     array = np.asarray(columns)
-    checks.check_columns_form(array.dtype, array.shape)
+    checks.check_columns_form(str(array.dtype), array.shape)
     lts, ute = array.reshape(-1, 2).T.astype(np.int64)
     return lts, ute
 
