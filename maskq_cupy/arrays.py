@@ -53,8 +53,9 @@ class GpuArray(NamedTuple):
 # A NamedTuple's own constructor costs three times this, and a call makes several.
 _new = tuple.__new__
 
-_INDEX_DTYPES = {np.dtype(name): name for name in ("int32", "int64")}
-_TORCH_INDEX_DTYPES: dict[Any, str] = {}
+# By table: str() of a NumPy dtype costs more than reading the rest of the array's facts.
+_NAMES = {np.dtype(t): np.dtype(t).name for t in "?bhilqBHILQefd"}
+_TORCH_NAMES: dict[Any, str] = {}
 
 
 def gpu_array(value: Any, name: str, streams: Streams) -> GpuArray | None:
@@ -81,7 +82,7 @@ def _from_cupy(array: Any, stream: int | None, writable: bool = True) -> GpuArra
         GpuArray,
         (
             data.ptr,
-            _INDEX_DTYPES.get(dtype) or str(dtype),
+            _NAMES.get(dtype) or str(dtype),
             array.shape,
             array.nbytes,
             data.device_id,
@@ -94,14 +95,14 @@ def _from_cupy(array: Any, stream: int | None, writable: bool = True) -> GpuArra
 
 
 def _from_torch(torch: Any, tensor: Any) -> GpuArray:
-    if not _TORCH_INDEX_DTYPES:
-        _TORCH_INDEX_DTYPES.update({torch.int32: "int32", torch.int64: "int64"})
     dtype, device = tensor.dtype, tensor.get_device()
+    if dtype not in _TORCH_NAMES:
+        _TORCH_NAMES[dtype] = str(dtype).removeprefix("torch.")
     return _new(
         GpuArray,
         (
             tensor.data_ptr(),
-            _TORCH_INDEX_DTYPES.get(dtype) or str(dtype).removeprefix("torch."),
+            _TORCH_NAMES[dtype],
             tensor.shape,
             tensor.nbytes,
             device,
