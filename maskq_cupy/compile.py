@@ -33,14 +33,24 @@ _MISSING_CUPY = (
     'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version); '
     "maskq_cupy.reference needs NumPy alone"
 )
+_MISSING_NVRTC = (
+    "CuPy compiles the kernels with NVRTC, which it does not find: "
+    'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version)'
+)
+_UNUSABLE_CACHE = (
+    "CuPy keeps compiled kernels in a folder that it cannot use: "
+    "set CUPY_CACHE_DIR to one that it can write to, got"
+)
 
 
 def require_cupy() -> Any:
-    """Return the cupy module, or raise ImportError with one line that names the extra."""
+    """Return the cupy module, or raise ImportError with one line that says what to do."""
     try:
         import cupy
     except ImportError:
         raise ImportError(_MISSING_CUPY) from None
+    except OSError as error:  # it makes the folder when it is imported
+        raise ImportError(f"{_UNUSABLE_CACHE} {error}") from None
     return cupy
 
 
@@ -166,7 +176,11 @@ class Kernel:
         """Compile, or take from CuPy's disk cache, and load for the current device, `device`."""
         with _loading:
             if device not in self.pointers:
-                function = _module(self._file).get_function(self._name).kernel
+                _check_nvrtc()
+                try:
+                    function = _module(self._file).get_function(self._name).kernel
+                except OSError as error:
+                    raise RuntimeError(f"{_UNUSABLE_CACHE} {error}") from error
                 self._functions.append(function)
                 self.pointers[device] = function.ptr
 
@@ -215,6 +229,14 @@ def _driver() -> Any:
 def _can_overlap(device: int) -> bool:
     """Programmatic dependent launch came with compute capability 9.0."""
     return int(require_cupy().cuda.Device(device).compute_capability) >= 90
+
+
+def _check_nvrtc() -> None:
+    """Require NVRTC, which CuPy asks for its version even where a kernel is in the disk cache."""
+    try:
+        require_cupy().cuda.nvrtc.getVersion()
+    except RuntimeError as error:
+        raise RuntimeError(_MISSING_NVRTC) from error
 
 
 _loading = threading.Lock()
