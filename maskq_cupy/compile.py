@@ -242,9 +242,12 @@ def _check_nvrtc() -> None:
 _loading = threading.Lock()
 
 
-@cache
+_kernels: dict[str, Kernel] = {}
+
+
 def kernel(name: str) -> Kernel:
-    return Kernel(name)
+    """Return the kernel of that name: one for all threads, whichever of them asks first."""
+    return _kernels.get(name) or _kernels.setdefault(name, Kernel(name))
 
 
 @cache
