@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from maskq_cupy.blocks import to_blocks
     from maskq_cupy.columns import get_attn_mask_q
     from maskq_cupy.forms import to_dense, to_four_columns
+    from maskq_cupy.launch import warm_up
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "to_blocks",
     "to_dense",
     "to_four_columns",
+    "warm_up",
 ]
 
 # The modules of the functions that need CuPy.
@@ -35,6 +37,7 @@ _ON_GPU = {
     "to_blocks": "blocks",
     "to_dense": "forms",
     "to_four_columns": "forms",
+    "warm_up": "launch",
 }
 
 

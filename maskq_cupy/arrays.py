@@ -6,8 +6,10 @@ array interface); DLPack serves the rest. Needs CuPy; touches no device at impor
 
 import collections
 import math
+import os
 import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,9 +160,35 @@ def current_device() -> int:
     try:
         return runtime.getDevice()
     except runtime.CUDARuntimeError as error:
+        if error.status == _INITIALIZATION_ERROR:  # another library used CUDA before the fork
+            raise RuntimeError(_FORKED) from None
         raise RuntimeError(
             f"{gpu_problem() or error}; maskq_cupy.reference computes the same on the CPU"
         ) from None
+
+
+_INITIALIZATION_ERROR = 3  # cudaErrorInitializationError
+_FORKED = (
+    "CUDA cannot be used after a fork of a process that has used it: start processes with "
+    "multiprocessing's 'spawn' method"
+)
+
+
+@cache
+def refuse_after_fork() -> None:
+    """Have every call in a child that is forked from now on raise, where CUDA might hang.
+
+    Every call asks for the current device first, so that this costs nothing a call.
+    """
+
+    def refuse() -> int:
+        raise RuntimeError(_FORKED)
+
+    def in_child() -> None:
+        global current_device
+        current_device = refuse
+
+    os.register_at_fork(after_in_child=in_child)
 
 
 def streams_of(stream: Any) -> Streams:

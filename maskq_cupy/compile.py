@@ -132,6 +132,10 @@ _KERNELS = {
 }
 
 
+def kernel_names() -> tuple[str, ...]:
+    return tuple(_KERNELS)
+
+
 class _Attribute(ctypes.Structure):
     """CUlaunchAttribute, of which programmatic stream serialization is used."""
 

@@ -1,10 +1,53 @@
 """Threads and processes around the package: what needs no GPU."""
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+import maskq_cupy
 from maskq_cupy import compile
+
+ROOT = Path(__file__).resolve().parent.parent
+
+FORK = """
+import os, sys, maskq_cupy
+from maskq_cupy import arrays
+
+def outcome():
+    try:
+        return str(maskq_cupy.get_attn_mask_q([0, 3], [0, 3]).shape)
+    except RuntimeError as error:
+        return str(error)
+
+arrays.refuse_after_fork()  # as the first use of a kernel does
+before = outcome()
+if (child := os.fork()) == 0:
+    print(outcome(), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(outcome() == before)
+"""
+
+
+def test_call_after_a_fork():
+    pytest.importorskip("cupy")
+    done = subprocess.run(
+        [sys.executable, "-c", FORK],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "CUDA cannot be used after a fork of a process that has used it: "
+        "start processes with multiprocessing's 'spawn' method",
+        "True",
+    ]
 
 
 def test_threads_share_a_kernel(monkeypatch):
@@ -29,3 +72,12 @@ def test_threads_share_a_kernel(monkeypatch):
     for thread in threads:
         thread.join()
     assert found[0] is found[1] is compile.kernel("columns_rule")
+
+
+def test_warm_up_needs_a_gpu():
+    pytest.importorskip("cupy")
+    if compile.gpu_problem() is None:
+        pytest.skip("there is a GPU")
+    for device in (None, 0):
+        with pytest.raises(RuntimeError, match=r"maskq_cupy\.reference computes the same"):
+            maskq_cupy.warm_up(device)
