@@ -97,3 +97,20 @@ def test_only_a_gpu_array_is_an_out():
         maskq_cupy.get_attn_mask_q([0, 3], [0, 3], out=np.zeros((3, 2), np.int32))
     with pytest.raises(TypeError, match=r"stream must be a CuPy stream, .*, got str"):
         maskq_cupy.get_attn_mask_q([0, 3], [0, 3], stream="main")
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (6,), (3, 3), (1, 3, 2), (2, 1, 3, 2), (1, 1, 3, 3)])
+def test_shape_of_out(shape):
+    """Without a GPU: the check takes host-side facts."""
+    pytest.importorskip("cupy")
+    from maskq_cupy import columns
+    from maskq_cupy.arrays import GpuArray
+
+    out = GpuArray(64, "int32", 4, shape, 0, True, True, 0, None)
+    with pytest.raises(ValueError) as raised:
+        columns._check_out(out, [], None)
+    assert str(raised.value) == (
+        f"out must be int32 of shape (N, 2) or (1, 1, N, 2), got int32 of shape {shape}"
+    )
+    for good in ((3, 2), (1, 1, 3, 2), (0, 2)):
+        assert columns._check_out(out._replace(shape=good), [], None) == good[-2]
