@@ -18,6 +18,33 @@ def test_random_packs(builds, sanitizer, count):
     check(builds(sanitizer), [random_pack(rng) for _ in range(count)])
 
 
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+def test_steps(builds, sanitizer):
+    check(builds(sanitizer), stepped_packs(), steps=4)
+
+
+def stepped_packs():
+    """Packs of a rule, of as many columns as a block writes in several steps."""
+    rng = np.random.default_rng(2)
+    return [random_pack(rng, tokens=1500, intervals=False) for _ in range(12)]
+
+
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+def test_rows_far_from_columns(builds, sanitizer):
+    check(builds(sanitizer), list(rows_far_from_columns()))
+
+
+def rows_far_from_columns():
+    """Packs of so many rows to a column that a block searches them, not all of them sorted."""
+    rng = np.random.default_rng(3)
+    for rows, keys in [(1500, 40), (3000, 300), (2048, 7)]:
+        mask = np.sort(rng.integers(0, keys + 1, (rows, 2)), axis=0)
+        mask.sort(axis=1)
+        dips = rng.random(rows) < 0.01
+        mask[dips] = rng.integers(0, keys + 1, (int(dips.sum()), 2))
+        yield Pack(cuts([rows]), cuts([keys]), mask, keys, {})
+
+
 def tile_edges():
     """Packs whose rows, columns and sequences end around tiles, windows, warps and groups."""
     tile, window = emulator.TILE, emulator.CONSTANTS["WINDOW_SEQUENCES"]
@@ -41,14 +68,19 @@ def test_tile_edges(builds, sanitizer):
     check(builds(sanitizer), list(tile_edges()))
 
 
-def many_tiles_a_group():
+def many_tiles_a_group(tiles):
+    """A pack with more tiles than groups; not sorted everywhere, over tiles and groups."""
     rng = np.random.default_rng(1)
-    rows = emulator.TILE * emulator.TILE * 3 + 17  # more tiles than groups: three or four a group
+    rows = emulator.TILE * emulator.TILE * tiles + 17
     ends = np.sort(rng.integers(0, 2000, rows))
-    ends[rng.random(rows) < 0.001] = 5  # not sorted everywhere
-    mask = np.stack([np.maximum(ends - 100, 0), ends], axis=1).astype(np.int32)
+    starts = ends - 100
+    ends[rng.random(rows) < 0.001] = 5
+    ends[rng.choice(rows, 30)] += 40
+    starts[rng.choice(rows, 30)] -= 40
+    mask = np.stack([starts, ends], axis=1).astype(np.int32)
     return Pack(cuts([rows]), cuts([2000]), mask, 2000, {})
 
 
-def test_many_tiles_a_group(builds):
-    check(builds("plain"), [many_tiles_a_group()])
+@pytest.mark.parametrize("tiles", [3, 33])  # a warp links 32 at a time
+def test_many_tiles_a_group(builds, tiles):
+    check(builds("plain"), [many_tiles_a_group(tiles)])

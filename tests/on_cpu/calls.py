@@ -7,8 +7,12 @@ from maskq_cupy import plan, reference
 from maskq_cupy.rule import resolve_rule
 
 
-def add_call(script, pack, misaligned=False):
-    """Add a call, in buffers of exactly the contract's size; return False if none is due."""
+def add_call(script, pack, misaligned=False, steps=None):
+    """Add a call, in buffers of exactly the contract's size; return False if none is due.
+
+    With steps, a launch of a rule has so many a thread, as it has by itself from half a million
+    columns on.
+    """
     if pack.kv_token_num == 0:
         return False
     q, k, mask = pack.cu_seqlens_q, pack.cu_seqlens_k, pack.attn_mask_kv
@@ -21,7 +25,11 @@ def add_call(script, pack, misaligned=False):
     if row_num == 0:
         arguments = {"causal": True, "window": None, "num_sink_tokens": 0} | pack.rule
         rule = resolve_rule(**arguments, intervals_given=False)
-        launches = (plan.rule_launch(batch, rule, columns, pack.kv_token_num, block),)
+        launch = plan.rule_launch(batch, rule, columns, pack.kv_token_num, block)
+        if steps:
+            grid = pack.kv_token_num // (2 * block * steps) + 1
+            launch = launch._replace(grid=grid, arguments=(*launch.arguments[:-1], steps))
+        launches = (launch,)
     else:
         intervals = script.buffer(mask, offset=mask.dtype.itemsize if misaligned else 0)
         scratch_nbytes = plan.interval_scratch_nbytes(row_num, block)
@@ -36,16 +44,16 @@ def add_call(script, pack, misaligned=False):
     return True
 
 
-def run(executable, packs, timeout=240):
+def run(executable, packs, timeout=240, steps=None):
     """Return the columns of each pack, all of them computed in one process."""
     script = emulator.Script()
-    due = [add_call(script, pack, misaligned=i % 3 == 2) for i, pack in enumerate(packs)]
+    due = [add_call(script, pack, i % 3 == 2, steps) for i, pack in enumerate(packs)]
     results = iter(script.run(executable, timeout))
     return [next(results) if is_due else np.empty((0, 2), np.int32) for is_due in due]
 
 
-def check(executable, packs, timeout=240):
+def check(executable, packs, timeout=240, steps=None):
     """Require of each pack the reference's columns."""
-    for pack, result in zip(packs, run(executable, packs, timeout), strict=True):
+    for pack, result in zip(packs, run(executable, packs, timeout, steps), strict=True):
         expected = reference.get_attn_mask_q(*pack.arguments(), **pack.rule)
         np.testing.assert_array_equal(result, expected, err_msg=repr(pack))

@@ -31,7 +31,7 @@ def available():
     return shutil.which("g++") is not None
 
 
-def build(folder, sanitizer="plain", sources=None):
+def build(folder, sanitizer="plain", sources=None, more_flags=()):
     """Compile all kernels, or the given {file: text}, into an executable; return its path.
 
     A build is found again in the folder by its content.
@@ -50,8 +50,8 @@ def build(folder, sanitizer="plain", sources=None):
         "-Werror",
         "-Wno-unknown-pragmas",
     ]
-    flags += SANITIZERS[sanitizer] + [f"-D{k}={v}" for k, v in CONSTANTS.items()]
-    parts = [str(flags), *(HERE / f for f in ()), *sources.values()]
+    flags += SANITIZERS[sanitizer] + [f"-D{k}={v}" for k, v in CONSTANTS.items()] + [*more_flags]
+    parts = [str(flags), *sources.values()]
     parts += [(HERE / f).read_text() for f in ("cuda_on_cpu.h", "main.cpp")]
     name = f"{sanitizer}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
     executable = Path(folder) / name
