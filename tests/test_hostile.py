@@ -90,7 +90,9 @@ def test_on_the_cpu(builds, sanitizer, count):
     left = PACKS or count
     while left:
         packs = [
-            hostile_pack(rng, int(rng.choice([1, 40, 600])), emulator.CONSTANTS["WINDOW_SEQUENCES"])
+            hostile_pack(
+                rng, int(rng.choice([1, 40, 600, 2000])), emulator.CONSTANTS["WINDOW_SEQUENCES"]
+            )
             for _ in range(min(left, 100))
         ]
         calls.run(executable, packs, timeout=120)

@@ -19,14 +19,21 @@ def test_random_packs(builds, sanitizer, count):
 
 
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
-def test_steps(builds, sanitizer):
-    check(builds(sanitizer), stepped_packs(), steps=4)
+def test_launches_of_large_packs(builds, sanitizer):
+    check(builds(sanitizer), list(large_packs()), large=True)
 
 
-def stepped_packs():
-    """Packs of a rule, of as many columns as a block writes in several steps."""
+def large_packs():
+    """Packs of several steps a thread, tiles a block and groups; intervals sorted but for a few."""
     rng = np.random.default_rng(2)
-    return [random_pack(rng, tokens=1500, intervals=False) for _ in range(12)]
+    for _ in range(12):
+        yield random_pack(rng, tokens=1500, intervals=False)
+    for rows, keys in [(20_000, 900), (17_000, 9000)]:
+        ends = np.sort(rng.integers(0, keys, rows))
+        starts = ends - keys // 20
+        ends[rng.choice(rows, 8)] += keys // 3
+        starts[rng.choice(rows, 8)] -= keys // 3
+        yield Pack(cuts([rows]), cuts([keys]), np.stack([starts, ends], axis=1), keys, {})
 
 
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
@@ -68,19 +75,15 @@ def test_tile_edges(builds, sanitizer):
     check(builds(sanitizer), list(tile_edges()))
 
 
-def many_tiles_a_group(tiles):
-    """A pack with more tiles than groups; not sorted everywhere, over tiles and groups."""
+def test_many_tiles_a_group(builds):
+    check(builds("plain"), [many_tiles_a_group()])
+
+
+def many_tiles_a_group():
+    """A pack with more tiles than groups, not sorted everywhere."""
     rng = np.random.default_rng(1)
-    rows = emulator.TILE * emulator.TILE * tiles + 17
+    rows = emulator.TILE * emulator.TILE * 3 + 17
     ends = np.sort(rng.integers(0, 2000, rows))
-    starts = ends - 100
     ends[rng.random(rows) < 0.001] = 5
-    ends[rng.choice(rows, 30)] += 40
-    starts[rng.choice(rows, 30)] -= 40
-    mask = np.stack([starts, ends], axis=1).astype(np.int32)
+    mask = np.stack([np.maximum(ends - 100, 0), ends], axis=1).astype(np.int32)
     return Pack(cuts([rows]), cuts([2000]), mask, 2000, {})
-
-
-@pytest.mark.parametrize("tiles", [3, 33])  # a warp links 32 at a time
-def test_many_tiles_a_group(builds, tiles):
-    check(builds("plain"), [many_tiles_a_group(tiles)])

@@ -7,11 +7,10 @@ from maskq_cupy import plan, reference
 from maskq_cupy.rule import resolve_rule
 
 
-def add_call(script, pack, misaligned=False, steps=None):
+def add_call(script, pack, misaligned=False, large=False):
     """Add a call, in buffers of exactly the contract's size; return False if none is due.
 
-    With steps, a launch of a rule has so many a thread, as it has by itself from half a million
-    columns on.
+    If large, its launches are what the plan makes of packs too large for the CPU.
     """
     if pack.kv_token_num == 0:
         return False
@@ -25,11 +24,7 @@ def add_call(script, pack, misaligned=False, steps=None):
     if row_num == 0:
         arguments = {"causal": True, "window": None, "num_sink_tokens": 0} | pack.rule
         rule = resolve_rule(**arguments, intervals_given=False)
-        launch = plan.rule_launch(batch, rule, columns, pack.kv_token_num, block)
-        if steps:
-            grid = pack.kv_token_num // (2 * block * steps) + 1
-            launch = launch._replace(grid=grid, arguments=(*launch.arguments[:-1], steps))
-        launches = (launch,)
+        launches = (plan.rule_launch(batch, rule, columns, pack.kv_token_num, block),)
     else:
         intervals = script.buffer(mask, offset=mask.dtype.itemsize if misaligned else 0)
         scratch_nbytes = plan.interval_scratch_nbytes(row_num, block)
@@ -39,21 +34,40 @@ def add_call(script, pack, misaligned=False, steps=None):
             block,
         )  # fmt: skip
     for launch in launches:
+        if large:
+            launch = as_if_large(launch, row_num, pack.kv_token_num)
         script.launch(launch.kernel, launch.grid, *launch.arguments)
     script.read(columns)
     return True
 
 
-def run(executable, packs, timeout=240, steps=None):
+def as_if_large(launch, row_num, column_num):
+    """Return the launch with more pairs a thread, tiles a block and tiles a group of row tiles."""
+    pairs, tiles, shift = 4, 3, 6  # a warp links 32 tiles at a time
+    arguments, grid = list(launch.arguments), launch.grid
+    group_num = (-(-row_num // emulator.TILE) - 1 >> shift) + 1
+    if launch.kernel == "columns_rule":
+        arguments[10] = pairs
+        grid = column_num // (2 * emulator.CONSTANTS["BLOCK_THREADS"] * pairs) + 1
+    elif launch.kernel == "row_staircases":
+        arguments[8] = shift
+        grid = group_num
+    elif launch.kernel == "columns_of_staircases":
+        arguments[4], arguments[5], arguments[8] = shift, group_num, tiles
+        grid = column_num // (emulator.TILE * tiles) + 1
+    return launch._replace(grid=grid, arguments=tuple(arguments))
+
+
+def run(executable, packs, timeout=240, large=False):
     """Return the columns of each pack, all of them computed in one process."""
     script = emulator.Script()
-    due = [add_call(script, pack, i % 3 == 2, steps) for i, pack in enumerate(packs)]
+    due = [add_call(script, pack, i % 3 == 2, large) for i, pack in enumerate(packs)]
     results = iter(script.run(executable, timeout))
     return [next(results) if is_due else np.empty((0, 2), np.int32) for is_due in due]
 
 
-def check(executable, packs, timeout=240, steps=None):
+def check(executable, packs, timeout=240, large=False):
     """Require of each pack the reference's columns."""
-    for pack, result in zip(packs, run(executable, packs, timeout, steps), strict=True):
+    for pack, result in zip(packs, run(executable, packs, timeout, large), strict=True):
         expected = reference.get_attn_mask_q(*pack.arguments(), **pack.rule)
         np.testing.assert_array_equal(result, expected, err_msg=repr(pack))
