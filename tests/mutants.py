@@ -20,9 +20,9 @@ from on_cpu import calls, emulator
 from strategies import random_pack
 from test_hostile import hostile_pack
 from test_kernels_on_cpu import (
+    large_packs,
     many_tiles_a_group,
     rows_far_from_columns,
-    stepped_packs,
     tile_edges,
 )
 
@@ -54,67 +54,81 @@ MUTANTS = [
     Mutant(SEARCH, "values[middle] <= key", "values[middle] < key", "bound"),
     Mutant(SEARCH, "lo = middle + 1;", "lo = middle + 2;", "off-by-one"),
     Mutant(SEARCH, "else hi = middle;", "else hi = middle - 1;", "off-by-one"),
-    Mutant(SEARCH, "lo + (lane + 1) * step - 1;", "lo + lane * step;", "off-by-one"),
-    Mutant(SEARCH, "probe < hi && values[probe] <= key", "values[min(probe, hi - 1)] <= key", "clip"),
-    Mutant(SEARCH, "hi = min(hi, lo + step - 1);", "hi = lo + step - 1;", "clip", "address"),
+    Mutant(SEARCH, "FULL_MASK, before)) * step", "FULL_MASK, before)) * step + 1", "off-by-one"),
+    Mutant(SEARCH, "before = probe < hi && ends[probe]", "before = ends[probe]", "clip", "address"),
+    Mutant(SEARCH, "candidate < range.hi ? ends[candidate] : INT32_MAX_VALUE", "ends[candidate]", "clip", "address"),
+    Mutant(SEARCH, "end <= last));\n    return", "end < last));\n    return", "bound"),
+    Mutant(SEARCH, "lo + before_last : range.hi", "lo + before_last : lo + before_last", "fallback"),
+    Mutant(SEARCH, "return {lo + before_first,", "return {lo + before_first + 1,", "off-by-one"),
+    Mutant(SEARCH, "probe < range.hi ? cuts[probe + 1] : INT32_MAX_VALUE", "cuts[probe + 1]", "clip", "address"),
     Mutant(SEARCH, "range.lo + ended_before_first * step", "range.lo + (ended_before_first + 1) * step", "off-by-one"),
     Mutant(SEARCH, "(ended_before_last + 1) * step - 1", "ended_before_last * step", "off-by-one"),
-    Mutant(SEARCH, "(hi - lo + WARP_THREADS - 1)", "(hi - lo)", "rounding"),
-    Mutant(SEARCH, "candidate < hi && ends[candidate] <= last", "ends[candidate] <= last", "clip", "address"),
-    Mutant(SEARCH, "ends[candidate] <= last", "ends[candidate] < last", "bound"),
-    Mutant(SEARCH, "? b + ended_num : hi;", "? b + ended_num : b + ended_num;", "fallback"),
     Mutant(SEARCH, "if (range.hi - range.lo > length / 2) break;", "", "hang"),
-    Mutant(SEARCH, "probe < range.hi ? cuts[probe + 1] : INT32_MAX_VALUE", "cuts[probe + 1]", "clip", "address"),
     Mutant(SEARCH, "min(range.hi + 1, batch)", "range.hi + 1", "clip", "address"),
-    Mutant(SEARCH, "(unsigned long long)i * stride", "i", "stride"),
-    Mutant(SEARCH, "    }\n    __syncthreads();\n}", "    }\n}", "barrier", "thread"),
+    Mutant(SEARCH, "if (at < cut_num) window.k[at] = k[i];", "if (at + 1 < cut_num) window.k[at] = k[i];", "off-by-one"),
+    Mutant(SEARCH, "window.k[at] = k[i];\n    }\n    __syncthreads();", "window.k[at] = k[i];\n    }", "barrier", "thread"),
     # Storing columns
     Mutant(COLUMNS, "sizeof(int2)) % 2", "sizeof(int2)) % 1", "alignment", "address"),
     Mutant(COLUMNS, "bool has_b = column + 1 < column_num", "bool has_b = column < column_num", "bound", "address"),
     Mutant(COLUMNS, "else if (has_a) columns[column] = a;", "", "tail"),
     Mutant(COLUMNS, "else if (has_b) columns[column + 1] = b;", "", "head"),
     # The rule
-    Mutant(RULE, "keys_after + 1 + rule.right", "keys_after + rule.right", "off-by-one"),
+    Mutant(RULE, "min(keys_after + 1 + rule.right, own.q_len)", "min(keys_after + rule.right, own.q_len)", "off-by-one"),
+    Mutant(RULE, "min(keys_after + 1 + rule.right, own.q_len)", "keys_after + 1 + rule.right", "clip"),
     Mutant(RULE, "max((int)(keys_after - rule.left), 0)", "(int)(keys_after - rule.left)", "clip"),
-    Mutant(RULE, "keys_after + 1 + rule.right, (unsigned)q_len)", "keys_after + 1 + rule.right, ~0u)", "clip"),
-    Mutant(RULE, "sink ? q_end : q_end - rows_from_lts", "q_end - rows_from_lts", "sinks"),
-    Mutant(RULE, "< rule.sinks;", "<= rule.sinks;", "off-by-one"),
-    Mutant(RULE, "(int)(q_end - rows_from_ute));", "(int)(q_end - rows_from_lts));", "swap"),
-    Mutant(RULE, "next = min(b + 1, batch)", "next = b + 1", "padding", "address"),
-    Mutant(RULE, "b = __shfl_sync(FULL_MASK, b_b, WARP_THREADS - 1);", "b = b_b;", "lane"),
-    Mutant(RULE, "2 * WARP_THREADS - 1 - lead, last_column", "WARP_THREADS - 1 - lead, last_column", "range"),
-    Mutant(RULE, "column_num + lead - 1) - lead;", "column_num - 1) - lead;", "off-by-one"),
+    Mutant(RULE, "sink ? own.q_end : own.q_end - rows_from_lts", "own.q_end - rows_from_lts", "sinks"),
+    Mutant(RULE, "column - own.kv_start < rule.sinks", "column - own.kv_start <= rule.sinks", "off-by-one"),
+    Mutant(RULE, "(int)(own.q_end - rows_from_ute)", "(int)(own.q_end - rows_from_lts)", "swap"),
+    Mutant(RULE, "next = min(b + 1, batch)", "next = b + 1", "clip", "address"),
+    Mutant(RULE, "b < batch ? cuts_k[next] : NO_END", "(unsigned)cuts_k[next]", "padding"),
+    Mutant(RULE, "chunk_last < own.kv_end", "chunk_last <= own.kv_end", "off-by-one"),
+    Mutant(RULE, "b_b, WARP_THREADS - 1", "b_b, 0", "lane"),
+    Mutant(RULE, "2 * WARP_THREADS * (warp * steps + step)", "2 * WARP_THREADS * (warp + step)", "stride"),
+    Mutant(RULE, "upper_bound(ends, b_a, here.hi, (int)column_b)", "b_a", "pair"),
     # Scans
     Mutant(STAIRCASE, "if (lane >= distance) v = max(v, other);", "if (lane > distance) v = max(v, other);", "lane"),
     Mutant(STAIRCASE, "lane + distance < WARP_THREADS", "lane + distance < WARP_THREADS - 1", "lane"),
-    Mutant(STAIRCASE, "if (w < warp) before", "if (w <= warp) before", "warp"),
-    Mutant(STAIRCASE, "if (w > warp) after", "if (w > warp + 1) after", "warp"),
-    Mutant(STAIRCASE, "if (lane == 0) before = -1;", "", "lane"),
-    Mutant(STAIRCASE, "__shfl_up_sync(FULL_MASK, through_lane, 1)", "through_lane", "lane"),
-    Mutant(STAIRCASE, "warp_max[warp] = through_lane;\n    __syncthreads();", "warp_max[warp] = through_lane;", "barrier", "thread"),
-    Mutant(STAIRCASE, "warp_min[warp] = from_lane;\n    __syncthreads();", "warp_min[warp] = from_lane;", "barrier", "thread"),
+    Mutant(STAIRCASE, "v.at[i] = min(v.at[i], v.at[i + 1]);", ";", "scan"),
+    Mutant(STAIRCASE, "if (warp < threadIdx.x / WARP_THREADS) before", "if (warp <= threadIdx.x / WARP_THREADS) before", "warp"),
+    Mutant(STAIRCASE, "if (warp > threadIdx.x / WARP_THREADS) behind", "if (warp > threadIdx.x / WARP_THREADS + 1) behind", "warp"),
+    Mutant(STAIRCASE, "edges.at[threadIdx.x / WARP_THREADS] = v.at[PER_THREAD - 1]", "edges.at[threadIdx.x / WARP_THREADS] = v.at[0]", "edge"),
+    Mutant(STAIRCASE, "__syncthreads();\n    fold_max_before", "fold_max_before", "barrier", "thread"),
     # Rows to staircases
-    Mutant(INTERVALS, "min(max(key, 0LL), (long long)kv_len)", "min(key, (long long)kv_len)", "clip"),
-    Mutant(INTERVALS, "min(max(key, 0LL), (long long)kv_len)", "max(key, 0LL)", "clip"),
-    Mutant(INTERVALS, "bool sees = s < e;", "bool sees = s <= e;", "bound"),
-    Mutant(INTERVALS, ": kv_end;", ": kv_start;", "swap"),
-    Mutant(INTERVALS, "if (b == batch || row + i >= row_num)", "if (row + i >= row_num)", "bound"),
-    Mutant(INTERVALS, "bool exists = row + i < row_num;", "bool exists = true;", "bound", "address"),
+    Mutant(INTERVALS, "s = min(max(start, 0), kv_len)", "s = min(start, kv_len)", "clip"),
+    Mutant(INTERVALS, "e = min(max(end, 0), kv_len)", "e = max(end, 0)", "clip"),
+    Mutant(INTERVALS, "min(max(key, 0LL), (long long)INT32_MAX_VALUE)", "key", "clip"),
+    Mutant(INTERVALS, ": own.kv_end;", ": own.kv_start;", "swap"),
+    Mutant(INTERVALS, "start = s < e ?", "start = s <= e ?", "bound"),
+    Mutant(INTERVALS, "if (b >= batch) return", "if (b > batch) return", "bound", "address"),
+    Mutant(INTERVALS, "if (row + i >= intervals.row_num) continue;", "", "bound", "address"),
+    Mutant(INTERVALS, "row + PER_THREAD <= intervals.row_num", "row < intervals.row_num", "bound", "address"),
     Mutant(INTERVALS, "two_rows[0], high = two_rows[1]", "two_rows[0], high = two_rows[0]", "load"),
-    Mutant(INTERVALS, "int v = max(warp_running_max(*edge), so_far);", "int v = warp_running_max(*edge);", "carry"),
+    Mutant(INTERVALS, "warp_last < own.q_end", "warp_last <= own.q_end", "off-by-one"),
+    Mutant(INTERVALS, "here.lo, WARP_THREADS - 1", "here.lo, 0", "lane"),
+    Mutant(INTERVALS, "shared.max_edges[tile % 2]", "shared.max_edges[0]", "parity", "thread"),
+    Mutant(INTERVALS, "max(warp_running_max(*edge), so_far)", "warp_running_max(*edge)", "carry"),
+    Mutant(INTERVALS, "min(warp_running_min_from_right(*edge), so_far)", "warp_running_min_from_right(*edge)", "carry"),
     Mutant(INTERVALS, "if (tile < tile_end) *edge = v;", "*edge = v;", "bound", "thread"),
+    Mutant(INTERVALS, "max(end, first_tile + from_right) - from_right", "end - from_right", "clip", "address"),
+    Mutant(INTERVALS, "__syncthreads();\n    if (row_num > TILE)", "if (row_num > TILE)", "barrier", "thread"),
     Mutant(INTERVALS, "__syncthreads();\n        link_tiles", "link_tiles", "barrier", "thread"),
     # Columns off the staircases
-    Mutant(INTERVALS, "max(group, 1u) - 1", "group", "off-by-one"),
-    Mutant(INTERVALS, "upper_bound(*this, first, end - 1, column)", "upper_bound(*this, first, end, column)", "off-by-one"),
     Mutant(INTERVALS, "stored.last_row(tile) + 1, column", "stored.last_row(tile), column", "off-by-one"),
-    Mutant(INTERVALS, "rows + i + 1", "rows + i", "off-by-one"),
-    Mutant(INTERVALS, "step.at[i] <= column_last", "step.at[i] < column_last", "bound"),
-    Mutant(INTERVALS, "max(step.at[i], column_first) - column_first", "step.at[i] - column_first", "clip"),
-    Mutant(INTERVALS, "WARP_THREADS - 1) next = NO_ROW;", "WARP_THREADS - 2) next = NO_ROW;", "lane"),
+    Mutant(INTERVALS, "group > 0 ? group_edges[group - 1] : -1", "-1", "group"),
+    Mutant(INTERVALS, "before = max(before, (*this)[tile - 1])", "before = before", "tile"),
+    Mutant(INTERVALS, "behind = min(behind, (*this)[tile + 1])", "behind = behind", "tile"),
+    Mutant(INTERVALS, "), rows + i + 1);", "), rows + i);", "off-by-one"),
+    Mutant(INTERVALS, "step.at[i] <= here.column_last)", "step.at[i] < here.column_last)", "bound"),
+    Mutant(INTERVALS, "max(step.at[i], here.column_first) - here.column_first", "step.at[i] - here.column_first", "clip"),
+    Mutant(INTERVALS, "after > here.column_first", "after > here.column_first + 1", "off-by-one"),
+    Mutant(INTERVALS, "lane == WARP_THREADS - 1) next = NO_ROW", "lane == WARP_THREADS - 2) next = NO_ROW", "lane"),
     Mutant(INTERVALS, "max(lts.at[i], ute.at[i])", "lts.at[i]", "order"),
-    Mutant(INTERVALS, "__syncwarp();", "", "barrier", "thread"),
-    Mutant(INTERVALS, "rows + i + 1);\n        }\n    }\n    __syncthreads();", "rows + i + 1);\n        }\n    }", "barrier", "thread"),
+    Mutant(INTERVALS, "min(first + TILE - 1, column_num - 1)", "first + TILE - 1", "clip"),
+    Mutant(INTERVALS, "min(tile + tiles_per_block, column_tile_num)", "tile + tiles_per_block", "clip"),
+    Mutant(INTERVALS, "put_four(shared.lts + own, lts);\n        __syncwarp();", "put_four(shared.lts + own, lts);", "barrier", "thread"),
+    Mutant(INTERVALS, "put_four(shared.lts + own, {});\n        __syncthreads();", "put_four(shared.lts + own, {});", "barrier", "thread"),
+    Mutant(INTERVALS, "(tile + 1) % 2]);\n        __syncthreads();", "(tile + 1) % 2]);", "barrier", "thread"),
+    Mutant(INTERVALS, "shared.lts_edges);\n        __syncthreads();", "shared.lts_edges);", "barrier", "thread"),
 ]
 # fmt: on
 
@@ -136,8 +150,8 @@ def how_noticed(mutant, folder):
     executable = emulator.build(folder, mutant.by, mutated(mutant), ["-w"])
     judge = calls.check if mutant.by == "plain" else calls.run
     try:
-        for packs, steps in suites(mutant.by):
-            judge(executable, packs, SECONDS, steps)
+        for packs, large in suites(mutant.by):
+            judge(executable, packs, SECONDS, large)
     except AssertionError:
         return "wrong columns"
     except subprocess.TimeoutExpired:
@@ -151,20 +165,18 @@ def how_noticed(mutant, folder):
 
 
 def suites(by):
-    """Yield the suite's packs, with their steps, the quickest to notice first."""
+    """Yield the suite's packs, and whether they are run as large ones, the quickest first."""
     rng = np.random.default_rng(0)
     part = 5 if by == "thread" else 1  # threads under their sanitizer are slow
-    yield [random_pack(rng) for _ in range(40)], None
-    yield list(tile_edges())[::part], None
-    yield stepped_packs()[::part], 4
-    yield list(rows_far_from_columns())[::part], None
-    yield [random_pack(rng) for _ in range(200 // part)], None
+    yield [random_pack(rng) for _ in range(40)], False
+    yield list(large_packs())[::-part], True
+    yield list(tile_edges())[::part], False
+    yield list(rows_far_from_columns())[::part], False
+    yield [random_pack(rng) for _ in range(200 // part)], False
     if by != "plain":
         window = emulator.CONSTANTS["WINDOW_SEQUENCES"]
-        yield [hostile_pack(rng, tokens, window) for tokens in [40, 600] * 50], None
-    yield [many_tiles_a_group(1)], None
-    if by == "plain":
-        yield [many_tiles_a_group(33)], None
+        yield [hostile_pack(rng, tokens, window) for tokens in [40, 600, 2000] * 30], False
+    yield [many_tiles_a_group()], False
 
 
 def main(words):
