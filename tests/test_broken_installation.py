@@ -37,6 +37,12 @@ for _ in range(2):
     except (ImportError, RuntimeError) as error:
         print(f"{type(error).__name__}: {error}")
 """
+NO_CUPY = (
+    "ImportError: "
+    "maskq_cupy computes on the GPU with CuPy, which is not installed: "
+    'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version); '
+    "maskq_cupy.reference needs NumPy alone"
+)
 NO_NVRTC = (
     "CuPy compiles the kernels with NVRTC, which it does not find: "
     'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version)'
@@ -58,6 +64,10 @@ def printed(code, **environment):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
+
+
+def test_no_cupy():
+    assert printed("import sys; sys.modules['cupy'] = None" + CALL) == [NO_CUPY] * 2
 
 
 def test_no_nvrtc():
