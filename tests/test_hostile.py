@@ -5,14 +5,18 @@ MASKQ_SEED and MASKQ_HOSTILE_PACKS choose other packs and more of them; both are
 """
 
 import importlib
+import math
 import os
 
 import numpy as np
 import pytest
 from on_cpu import calls, emulator
 from strategies import Pack, cuts, random_intervals, random_lengths, random_rule
+from test_blocks import add_call as add_tiles_call
+from test_blocks import random_block_size
 
 import maskq_cupy
+from maskq_cupy import plan
 
 SEED = int(os.environ.get("MASKQ_SEED", "0"))
 PACKS = int(os.environ.get("MASKQ_HOSTILE_PACKS", "0"))  # 0: as many as each test says
@@ -97,6 +101,40 @@ def test_on_the_cpu(builds, sanitizer, count):
         ]
         calls.run(executable, packs, timeout=120)
         left -= len(packs)
+
+
+def hostile_columns(rng, tokens):
+    """Return columns of random bits or extremes, a number of rows, and a size of tiles."""
+    column_num, row_num = (int(n) for n in rng.integers(1, tokens + 1, 2))
+    if rng.random() < 0.5:
+        columns = random_bits(rng, 2 * column_num, np.int32).reshape(-1, 2)
+    else:
+        columns = rng.choice(np.append(extremes(np.int32), row_num), (column_num, 2))
+    return columns, row_num, random_block_size(rng)
+
+
+@pytest.mark.parametrize(("sanitizer", "count"), [("plain", 60), ("address", 60), ("thread", 12)])
+def test_columns_on_the_cpu(builds, sanitizer, count):
+    """Of the kernels that read columns: tile lists, four columns, dense."""
+    rng = np.random.default_rng(SEED)
+    block = emulator.CONSTANTS["BLOCK_THREADS"]
+    left = PACKS or count
+    print(f"MASKQ_SEED={SEED} MASKQ_HOSTILE_PACKS={left}")
+    while left:
+        script = emulator.Script()
+        for i in range(min(left, 50)):
+            columns, row_num, block_size = hostile_columns(rng, int(rng.choice([1, 40, 300])))
+            add_tiles_call(script, columns, row_num, block_size, misaligned=i % 2 == 1)
+            source = script.buffer(columns, offset=8 * (i % 2))
+            four = script.buffer(np.zeros((len(columns), 4), np.int32))
+            dense = script.buffer(np.zeros((row_num, len(columns)), np.uint8), offset=i % 4)
+            for launch in (
+                plan.four_columns_launch(source, len(columns), row_num, four, block),
+                plan.dense_launch(source, len(columns), row_num, dense, block),
+            ):
+                script.launch(launch.kernel, launch.grid, *launch.arguments)
+        script.run(builds(sanitizer), timeout=120)
+        left -= min(left, 50)
 
 
 GUARD_BYTES = 4096
@@ -185,4 +223,30 @@ def test_on_the_gpu():
             scratch = guarded.array(np.zeros(scratch_nbytes, np.uint8), is_written=True)
         guarded.upload()
         maskq_cupy.get_attn_mask_q(*given, out=out, scratch=scratch, **rule)
+        guarded.check()
+
+
+@pytest.mark.gpu
+def test_columns_on_the_gpu():
+    cupy = importlib.import_module("cupy")
+    rng = np.random.default_rng(SEED)
+    count = PACKS or 2000
+    print(f"MASKQ_SEED={SEED} MASKQ_HOSTILE_PACKS={count}")
+    for _ in range(count):
+        columns, row_num, block_size = hostile_columns(rng, int(rng.choice([40, 1000])))
+        shapes = plan.block_shapes(*plan.tile_grid(row_num, len(columns), block_size))
+        scratch_nbytes = plan.blocks_scratch_nbytes(row_num, len(columns), block_size)
+        nbytes = sum(4 * math.prod(shape) for shape in shapes) + scratch_nbytes
+        nbytes += len(columns) * (8 + 16 + row_num) + 16 * GUARD_BYTES
+        guarded = Guarded(cupy.empty(nbytes, np.uint8))
+        given = guarded.array(columns)
+        lists = [guarded.array(np.zeros(s, np.int32), is_written=True) for s in shapes]
+        scratch = guarded.array(np.zeros(scratch_nbytes, np.uint8), is_written=True)
+        four = guarded.array(np.zeros((len(columns), 4), np.int32), is_written=True)
+        dense = guarded.array(np.zeros((row_num, len(columns)), np.bool_), is_written=True)
+        guarded.upload()
+        blocks = maskq_cupy.Blocks(*lists)
+        maskq_cupy.to_blocks(given, row_num, block_size, out=blocks, scratch=scratch)
+        maskq_cupy.to_four_columns(given, row_num, out=four)
+        maskq_cupy.to_dense(given, row_num, out=dense)
         guarded.check()
