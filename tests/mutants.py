@@ -16,6 +16,7 @@ from typing import NamedTuple
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import numpy as np
+import test_blocks
 from on_cpu import calls, emulator
 from strategies import random_pack
 from test_hostile import hostile_pack
@@ -47,6 +48,7 @@ class Mutant(NamedTuple):
 
 SEARCH, STAIRCASE = "search.cuh", "staircase.cuh"
 RULE, INTERVALS, COLUMNS = "columns_rule.cu", "columns_intervals.cu", "columns.cuh"
+TILES = "tile_lists.cu"
 
 # fmt: off
 MUTANTS = [
@@ -128,6 +130,17 @@ MUTANTS = [
     Mutant(INTERVALS, "put_four(shared.lts + own, {});\n        __syncthreads();", "put_four(shared.lts + own, {});", "barrier", "thread"),
     Mutant(INTERVALS, "(tile + 1) % 2]);\n        __syncthreads();", "(tile + 1) % 2]);", "barrier", "thread"),
     Mutant(INTERVALS, "shared.lts_edges);\n        __syncthreads();", "shared.lts_edges);", "barrier", "thread"),
+    # Tile lists
+    Mutant(TILES, "(row_end - 1) / block_q + 1", "row_end / block_q + 1", "off-by-one"),
+    Mutant(TILES, "min((unsigned)max(bounds.x, 0), row_num)", "(unsigned)max(bounds.x, 0)", "clip"),
+    Mutant(TILES, "+ block_q - 1) / block_q", ") / block_q", "rounding"),
+    Mutant(TILES, "if (end - first == block_k) full", "full", "ragged"),
+    Mutant(TILES, "{first, max(first, end)}", "{first, end}", "clip"),
+    Mutant(TILES, "highest = max(highest, __shfl_down_sync(FULL_MASK, highest, distance));", "", "scan"),
+    Mutant(TILES, "repeats && threadIdx.x % WARP_THREADS != 0", "repeats", "lane"),
+    Mutant(TILES, "atomicAdd(&covering[tail - word_first], -1);", "", "difference"),
+    Mutant(TILES, "listed += (unsigned)partials;", "", "carry"),
+    Mutant(TILES, "__syncthreads();\n        for (unsigned w = warp;", "for (unsigned w = warp;", "barrier", "thread"),
 ]
 # fmt: on
 
@@ -149,6 +162,11 @@ def how_noticed(mutant, folder):
     executable = emulator.build(folder, mutant.by, mutated(mutant), ["-w"])
     judge = calls.check if mutant.by == "plain" else calls.run
     try:
+        if mutant.file == TILES:
+            rng = np.random.default_rng(0)
+            test_blocks.check(executable, test_blocks.random_calls(rng, 40))
+            test_blocks.check(executable, test_blocks.calls_around_words_and_chunks())
+            return None
         for packs, large in suites(mutant.by):
             judge(executable, packs, SECONDS, large)
     except AssertionError:
