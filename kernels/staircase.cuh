@@ -26,6 +26,18 @@ struct Four {
     int at[PER_THREAD];
 };
 
+// The stored staircases of row_num rows in tiles, and tiles in groups.
+struct Staircases {
+    int* ends;    // (row_num,), 16-byte aligned
+    int* starts;  // (row_num,), 16-byte aligned
+    unsigned row_num;
+    unsigned tiles_per_group;
+
+    __device__ unsigned tile_num() const { return (row_num + TILE - 1) / TILE; }
+    __device__ unsigned first_row(unsigned tile) const { return tile * TILE; }
+    __device__ unsigned last_row(unsigned tile) const { return min(tile * TILE + TILE, row_num) - 1; }
+};
+
 // Running maximum of v over the warp's lanes up to this one.
 __device__ int warp_running_max(int v)
 {
