@@ -4,6 +4,7 @@
 of them is first asked for.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from maskq_cupy import reference
@@ -17,10 +18,13 @@ __version__ = "0.1.0"
 __all__ = ["get_attn_mask_q", "reference", "scratch_nbytes"]
 
 
-def __getattr__(name: str) -> Any:
-    if name != "get_attn_mask_q":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from maskq_cupy import columns
+# The functions that need CuPy, by the module that is imported when one is first asked for.
+_LAZY = {"get_attn_mask_q": "columns"}
 
-    globals()[name] = columns.get_attn_mask_q
-    return columns.get_attn_mask_q
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    function = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = function
+    return function

@@ -4,11 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from maskq_cupy import arrays, checks, launch, plan
+from maskq_cupy import arrays, checks, launch, pack, plan
 from maskq_cupy.arrays import GpuArray, Streams, cupy
 from maskq_cupy.rule import resolve_rule
-
-_STRIDES = {"int32": 1, "int64": 2}  # in 32-bit words
 
 
 def get_attn_mask_q(
@@ -68,7 +66,10 @@ def get_attn_mask_q(
     rule = resolve_rule(causal, window, num_sink_tokens, attn_mask_kv is not None)
     current_device = arrays.current_device()
     streams = arrays.streams_of(stream)
-    inputs = _inputs(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, streams)
+    named = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    if attn_mask_kv is not None:
+        named["attn_mask_kv"] = attn_mask_kv
+    inputs = pack.inputs_on_gpu(named, streams)
     target = None if out is None else launch.on_gpu(out, "out", streams)
     memory = None if scratch is None else launch.on_gpu(scratch, "scratch", streams)
     given = [*inputs, *(array for array in (target, memory) if array is not None)]
@@ -85,22 +86,25 @@ def get_attn_mask_q(
 
     column_num = None if kv_token_num is None else checks.check_token_num(kv_token_num)
     if target is not None:
-        column_num = _check_out(target, inputs, column_num)
+        column_num = pack.check_out(target, inputs, column_num)
     if inputs:
-        row_num = _check_forms(inputs)
+        pack.check_cuts(*inputs[:2])
+        row_num = pack.check_intervals(inputs[2]) if inputs[2:] else 0
     else:
         host = checks.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, column_num)
         launch.forbid_in_capture(streams, "host input is copied: give arrays on the GPU")
         inputs, row_num, column_num = _upload(host, streams), host.row_num, host.column_num
         validate = False  # done, on the host
+    q, k = inputs[:2]
     if column_num is None:
         launch.forbid_in_capture(streams, "kv_token_num is read back: give it, or out=")
         arrays.wait_for_producers(given, streams)
-        column_num = checks.check_token_num(int(_read_back(inputs[1], streams)[-1]))
+        column_num = checks.check_token_num(int(pack.read_back(k, streams)[-1]))
     if validate:
         launch.forbid_in_capture(streams, "validate=True waits for the GPU")
         arrays.wait_for_producers(given, streams)
-        _check_values(inputs, row_num, column_num, streams)
+        row_total, key_total = pack.check_cuts_values(q, k, streams)
+        checks.check_totals(column_num, key_total, row_num if inputs[2:] else None, row_total)
 
     if target is None:
         launch.forbid_in_capture(streams, "the result is allocated: give out=")
@@ -110,116 +114,22 @@ def get_attn_mask_q(
         columns = target.pointer
     if column_num == 0:
         return out
-    q, k = inputs[:2]
-    batch = plan.Batch(q.pointer, k.pointer, _STRIDES[q.dtype], _STRIDES[k.dtype], k.shape[0] - 1)
+    batch = pack.plan_batch(q, k)
     launches: tuple[plan.Launch, ...]
     if not row_num:
         launches = (plan.rule_launch(batch, rule, columns, column_num),)
     else:
         nbytes = plan.scratch_nbytes(row_num)
-        if memory is None:
-            launch.forbid_in_capture(
-                streams, f"scratch memory is allocated: give scratch= of {nbytes} bytes"
-            )
-            pool = arrays.empty((nbytes,), np.uint8, streams)
-            scratch_pointer = pool.data.ptr
-        else:
-            scratch_pointer = _check_scratch(memory, [*inputs, target], nbytes)
+        memory = pack.scratch_memory(memory, [*inputs, target], nbytes, streams)
         launches = plan.interval_launches(
             batch, inputs[2].pointer, inputs[2].dtype == "int64", row_num, columns, column_num,
-            scratch_pointer,
+            memory.pointer,
         )  # fmt: skip
     launch.run(launches, given, device, streams)
     return out
 
 
-def _inputs(
-    cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any, streams: Streams
-) -> list[GpuArray]:
-    """Return the facts of the input arrays on a GPU, or nothing where all are on the host."""
-    named = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
-    if attn_mask_kv is not None:
-        named["attn_mask_kv"] = attn_mask_kv
-    found = {name: arrays.gpu_array(value, name, streams) for name, value in named.items()}
-    inputs = [array for array in found.values() if array is not None]
-    if inputs and len(inputs) < len(found):
-        places = ", ".join(
-            f"{name} on {'the host' if array is None else 'a GPU'}" for name, array in found.items()
-        )
-        raise TypeError(f"the input must be all on one GPU or all on the host, got {places}")
-    return inputs
-
-
-def _check_forms(inputs: list[GpuArray]) -> int:
-    """Check types, shapes and contiguity; return the number of rows of attn_mask_kv, 0 without."""
-    q, k = inputs[:2]
-    checks.check_cu_seqlens_form("cu_seqlens_q", q.dtype, q.shape)
-    checks.check_cu_seqlens_form("cu_seqlens_k", k.dtype, k.shape)
-    checks.check_same_batch(q.shape[0], k.shape[0])
-    row_num = checks.check_intervals_form(inputs[2].dtype, inputs[2].shape) if inputs[2:] else 0
-    for name, array in zip(("cu_seqlens_q", "cu_seqlens_k", "attn_mask_kv"), inputs, strict=False):
-        if not array.contiguous:
-            raise ValueError(
-                f"{name} must be C-contiguous, got a strided view of shape {array.shape}"
-            )
-    return row_num
-
-
-def _check_out(target: GpuArray, inputs: list[GpuArray], column_num: int | None) -> int:
-    """Return the number of columns that `out` has room for."""
-    shape = tuple(target.shape)
-    if target.dtype != "int32" or shape[-1:] != (2,) or shape[:-2] not in ((), (1, 1)):
-        raise checks.form_error("out", "int32 of shape (N, 2) or (1, 1, N, 2)", target.dtype, shape)
-    if column_num is not None and shape[-2] != column_num:
-        raise ValueError(
-            f"out must have N = kv_token_num = {column_num} columns, got shape {shape}"
-        )
-    if not target.contiguous:
-        raise ValueError(f"out must be C-contiguous, got a strided view of shape {shape}")
-    if not target.writable:
-        raise ValueError(f"out must be writable, got a read-only {type(target.value).__name__}")
-    if target.pointer % 8:
-        raise ValueError(f"out must be 8-byte aligned, got address {target.pointer:#x}")
-    launch.forbid_overlap("out", target, inputs)
-    return shape[-2]
-
-
-def _check_scratch(memory: GpuArray, others: list[GpuArray | None], nbytes: int) -> int:
-    """Return the pointer of scratch memory of at least nbytes that overlaps nothing else."""
-    if (
-        memory.nbytes < nbytes
-        or not memory.contiguous
-        or not memory.writable
-        or memory.pointer % 16
-    ):
-        raise ValueError(
-            "scratch must be writable, contiguous, 16-byte aligned and of at least "
-            f"{nbytes} bytes, got {memory.nbytes} bytes at {memory.pointer:#x}, "
-            f"contiguous={memory.contiguous}, writable={memory.writable}"
-        )
-    launch.forbid_overlap("scratch", memory, others)
-    return memory.pointer
-
-
 def _upload(host: checks.HostBatch, streams: Streams) -> list[GpuArray]:
     cuts = [host.cu_seqlens_q.astype(np.int32), host.cu_seqlens_k.astype(np.int32)]
     wanted = cuts if host.attn_mask_kv is None else [*cuts, host.attn_mask_kv]
-    uploaded = [arrays.upload(array, streams.launch) for array in wanted]
-    return [launch.on_gpu(array, "the copy", streams) for array in uploaded]
-
-
-def _read_back(
-    cu_seqlens: GpuArray, streams: Streams, entries: slice = slice(-1, None)
-) -> np.ndarray:
-    """Copy entries of a cu_seqlens array to the host, behind the work on the launch stream."""
-    start, stop, _ = entries.indices(cu_seqlens.shape[0])
-    pointer = cu_seqlens.pointer + start * cu_seqlens.itemsize
-    return arrays.download(pointer, cu_seqlens.dtype, stop - start, streams.launch)
-
-
-def _check_values(inputs: list[GpuArray], row_num: int, column_num: int, streams: Streams) -> None:
-    counted = slice(0, inputs[1].shape[0])
-    q, k = (_read_back(array, streams, counted) for array in inputs[:2])
-    checks.check_cu_seqlens_values("cu_seqlens_q", q)
-    checks.check_cu_seqlens_values("cu_seqlens_k", k)
-    checks.check_totals(column_num, int(k[-1]), row_num if inputs[2:] else None, int(q[-1]))
+    return pack.upload(wanted, streams)

@@ -29,3 +29,12 @@ def why_no_gpu():
 
     problem = gpu_problem()
     return problem and problem.removeprefix("no CUDA device: ")
+
+
+@pytest.fixture(scope="session")
+def builds(tmp_path_factory):
+    """All kernels as a program for the CPU, by the sanitizer's name; each is built once."""
+    from on_cpu import emulator
+
+    folder = tmp_path_factory.mktemp("on_cpu")
+    return lambda sanitizer: emulator.build(folder, sanitizer)

@@ -16,12 +16,6 @@ SANITIZERS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def builds(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("on_cpu")
-    return lambda sanitizer: emulator.build(folder, sanitizer)
-
-
 def add_call(script, pack, misaligned=False):
     """Add a call, in buffers of exactly the contract's size; return False if none is due."""
     if pack.kv_token_num == 0:

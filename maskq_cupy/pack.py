@@ -1,0 +1,113 @@
+"""The arrays of a call on a packed batch: found or uploaded, their forms and values checked."""
+
+from typing import Any
+
+import numpy as np
+
+from maskq_cupy import arrays, checks, launch, plan
+from maskq_cupy.arrays import GpuArray, Streams
+
+_STRIDES = {"int32": 1, "int64": 2}  # in 32-bit words
+
+
+def inputs_on_gpu(named: dict[str, Any], streams: Streams) -> list[GpuArray]:
+    """Return the facts of the input arrays on a GPU, or nothing where all are on the host."""
+    found = {name: arrays.gpu_array(value, name, streams) for name, value in named.items()}
+    inputs = [array for array in found.values() if array is not None]
+    if inputs and len(inputs) < len(found):
+        places = ", ".join(
+            f"{name} on {'the host' if array is None else 'a GPU'}" for name, array in found.items()
+        )
+        raise TypeError(f"the input must be all on one GPU or all on the host, got {places}")
+    return inputs
+
+
+def check_cuts(q: GpuArray, k: GpuArray) -> None:
+    """Check the types, shapes and contiguity of cu_seqlens_q and cu_seqlens_k."""
+    checks.check_cu_seqlens_form("cu_seqlens_q", q.dtype, q.shape)
+    checks.check_cu_seqlens_form("cu_seqlens_k", k.dtype, k.shape)
+    checks.check_same_batch(q.shape[0], k.shape[0])
+    check_contiguous("cu_seqlens_q", q)
+    check_contiguous("cu_seqlens_k", k)
+
+
+def check_intervals(intervals: GpuArray) -> int:
+    """Check the type, shape and contiguity of attn_mask_kv; return its number of rows."""
+    row_num = checks.check_intervals_form(intervals.dtype, intervals.shape)
+    check_contiguous("attn_mask_kv", intervals)
+    return row_num
+
+
+def check_contiguous(name: str, array: GpuArray) -> None:
+    if not array.contiguous:
+        raise ValueError(f"{name} must be C-contiguous, got a strided view of shape {array.shape}")
+
+
+def check_out(target: GpuArray, inputs: list[GpuArray], column_num: int | None) -> int:
+    """Return the number of columns that `out` has room for."""
+    shape = tuple(target.shape)
+    if target.dtype != "int32" or shape[-1:] != (2,) or shape[:-2] not in ((), (1, 1)):
+        raise checks.form_error("out", "int32 of shape (N, 2) or (1, 1, N, 2)", target.dtype, shape)
+    if column_num is not None and shape[-2] != column_num:
+        raise ValueError(
+            f"out must have N = kv_token_num = {column_num} columns, got shape {shape}"
+        )
+    if not target.contiguous:
+        raise ValueError(f"out must be C-contiguous, got a strided view of shape {shape}")
+    if not target.writable:
+        raise ValueError(f"out must be writable, got a read-only {type(target.value).__name__}")
+    if target.pointer % 8:
+        raise ValueError(f"out must be 8-byte aligned, got address {target.pointer:#x}")
+    launch.forbid_overlap("out", target, inputs)
+    return shape[-2]
+
+
+def scratch_memory(
+    memory: GpuArray | None, others: list[GpuArray | None], nbytes: int, streams: Streams
+) -> GpuArray:
+    """Return the given scratch memory, checked, or allocate it, where the stream may allocate."""
+    if memory is None:
+        reason = f"scratch memory is allocated: give scratch= of {nbytes} bytes"
+        launch.forbid_in_capture(streams, reason)
+        return launch.on_gpu(arrays.empty((nbytes,), np.uint8, streams), "scratch", streams)
+    if (
+        memory.nbytes < nbytes
+        or not memory.contiguous
+        or not memory.writable
+        or memory.pointer % 16
+    ):
+        raise ValueError(
+            "scratch must be writable, contiguous, 16-byte aligned and of at least "
+            f"{nbytes} bytes, got {memory.nbytes} bytes at {memory.pointer:#x}, "
+            f"contiguous={memory.contiguous}, writable={memory.writable}"
+        )
+    launch.forbid_overlap("scratch", memory, others)
+    return memory
+
+
+def upload(host: list[np.ndarray], streams: Streams) -> list[GpuArray]:
+    """Copy host arrays to the current device."""
+    uploaded = [arrays.upload(array, streams.launch) for array in host]
+    return [launch.on_gpu(array, "the copy", streams) for array in uploaded]
+
+
+def read_back(
+    cu_seqlens: GpuArray, streams: Streams, entries: slice = slice(-1, None)
+) -> np.ndarray:
+    """Copy entries of a cu_seqlens array to the host, behind the work on the launch stream."""
+    start, stop, _ = entries.indices(cu_seqlens.shape[0])
+    pointer = cu_seqlens.pointer + start * cu_seqlens.itemsize
+    return arrays.download(pointer, cu_seqlens.dtype, stop - start, streams.launch)
+
+
+def check_cuts_values(q: GpuArray, k: GpuArray, streams: Streams) -> tuple[int, int]:
+    """Read cu_seqlens back and check their values; return the sequences' rows and keys in all."""
+    counted = slice(0, k.shape[0])
+    host_q, host_k = (read_back(array, streams, counted) for array in (q, k))
+    checks.check_cu_seqlens_values("cu_seqlens_q", host_q)
+    checks.check_cu_seqlens_values("cu_seqlens_k", host_k)
+    return int(host_q[-1]), int(host_k[-1])
+
+
+def plan_batch(q: GpuArray, k: GpuArray) -> plan.Batch:
+    return plan.Batch(q.pointer, k.pointer, _STRIDES[q.dtype], _STRIDES[k.dtype], k.shape[0] - 1)
