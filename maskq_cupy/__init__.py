@@ -12,14 +12,18 @@ from maskq_cupy.plan import scratch_nbytes
 
 if TYPE_CHECKING:
     from maskq_cupy.columns import get_attn_mask_q
+    from maskq_cupy.excess import excess_pairs
 
 __version__ = "0.1.0"
 
-__all__ = ["get_attn_mask_q", "reference", "scratch_nbytes"]
+__all__ = ["excess_pairs", "get_attn_mask_q", "reference", "scratch_nbytes"]
 
 
 # The functions that need CuPy, by the module that is imported when one is first asked for.
-_LAZY = {"get_attn_mask_q": "columns"}
+_LAZY = {
+    "excess_pairs": "excess",
+    "get_attn_mask_q": "columns",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -45,6 +45,12 @@ def check_intervals_form(dtype: object, shape: Sequence[int]) -> int:
     return shape[0] if paired else shape[0] // 2
 
 
+def check_intervals_given(attn_mask_kv: object) -> None:
+    """Require that there are intervals, where they are not optional."""
+    if attn_mask_kv is None:
+        raise TypeError("attn_mask_kv must be int32 or int64 of shape (Q, 2) or (2 * Q,), got None")
+
+
 def check_token_num(value: object, name: str = "kv_token_num") -> int:
     """Require an int in [0, 2**31 - 1]; return it."""
     try:
@@ -116,6 +122,15 @@ def decrease_error(name: str, i: int, before: int, value: int) -> ValueError:
     return ValueError(
         f"{name} must not decrease, got {name}[{i}] = {value} after {name}[{i - 1}] = {before}"
     )
+
+
+def check_excess(pairs: int, first_row: int) -> None:
+    """Require that the columns show no (row, key) pair beyond the intervals."""
+    if pairs:
+        raise ValueError(
+            "attn_mask_kv must hold intervals that two columns show exactly, "
+            f"got {pairs} (row, key) pairs shown beyond them, the first in row {first_row}"
+        )
 
 
 def check_totals(kv_token_num: int, kv_total: int, row_num: int | None, q_total: int) -> None:

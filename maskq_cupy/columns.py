@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from maskq_cupy import arrays, checks, launch, pack, plan
-from maskq_cupy.arrays import GpuArray, Streams, cupy
+from maskq_cupy import arrays, checks, excess, launch, pack, plan
+from maskq_cupy.arrays import cupy
 from maskq_cupy.rule import resolve_rule
 
 
@@ -46,7 +46,8 @@ def get_attn_mask_q(
         stream: the launch stream: a CuPy stream, a pointer, or an object with ``__cuda_stream__``
             or ``.cuda_stream``; CuPy's current one if None. Other frameworks' streams wait for
             it and it for them; the host does not.
-        validate: check the values on the GPU too, at the cost of a wait.
+        validate: check the values on the GPU too, and that the columns show exactly the intervals
+            (``excess_pairs`` is 0), at the cost of a wait.
 
     Returns:
         int32 cupy.ndarray, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c
@@ -87,20 +88,20 @@ def get_attn_mask_q(
     column_num = None if kv_token_num is None else checks.check_token_num(kv_token_num)
     if target is not None:
         column_num = pack.check_out(target, inputs, column_num)
-    if inputs:
+    on_gpu = bool(inputs)
+    if on_gpu:
         pack.check_cuts(*inputs[:2])
         row_num = pack.check_intervals(inputs[2]) if inputs[2:] else 0
     else:
         host = checks.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, column_num)
-        launch.forbid_in_capture(streams, "host input is copied: give arrays on the GPU")
-        inputs, row_num, column_num = _upload(host, streams), host.row_num, host.column_num
-        validate = False  # done, on the host
+        inputs = pack.upload_batch(host, streams)
+        row_num, column_num = host.row_num, host.column_num
     q, k = inputs[:2]
     if column_num is None:
         launch.forbid_in_capture(streams, "kv_token_num is read back: give it, or out=")
         arrays.wait_for_producers(given, streams)
         column_num = checks.check_token_num(int(pack.read_back(k, streams)[-1]))
-    if validate:
+    if validate and on_gpu:
         launch.forbid_in_capture(streams, "validate=True waits for the GPU")
         arrays.wait_for_producers(given, streams)
         row_total, key_total = pack.check_cuts_values(q, k, streams)
@@ -121,15 +122,11 @@ def get_attn_mask_q(
     else:
         nbytes = plan.scratch_nbytes(row_num)
         memory = pack.scratch_memory(memory, [*inputs, target], nbytes, streams)
+        if validate:
+            excess.check_excess(inputs, row_num, memory, given, device, streams)
         launches = plan.interval_launches(
             batch, inputs[2].pointer, inputs[2].dtype == "int64", row_num, columns, column_num,
             memory.pointer,
         )  # fmt: skip
     launch.run(launches, given, device, streams)
     return out
-
-
-def _upload(host: checks.HostBatch, streams: Streams) -> list[GpuArray]:
-    cuts = [host.cu_seqlens_q.astype(np.int32), host.cu_seqlens_k.astype(np.int32)]
-    wanted = cuts if host.attn_mask_kv is None else [*cuts, host.attn_mask_kv]
-    return pack.upload(wanted, streams)

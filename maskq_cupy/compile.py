@@ -112,6 +112,7 @@ _KERNELS = {
     "columns_rule": ("columns_rule.cu", "PPiiIIIIPII"),
     "row_staircases": ("columns_intervals.cu", "PPiiIPiIIPPP"),
     "columns_of_staircases": ("columns_intervals.cu", "PPPIIIPI"),
+    "excess_of_rows": ("excess.cu", "PPiiIPiIIPPPPP"),
 }
 
 

@@ -48,13 +48,24 @@ def forbid_in_capture(streams: Streams, reason: str) -> None:
         raise RuntimeError(f"not possible while the stream is captured: {reason}")
 
 
-def run(launches: Iterable[Launch], given: list[GpuArray], device: int, streams: Streams) -> None:
-    """Launch on the current device, `device`, in order with the streams of the given arrays."""
+def run(
+    launches: Iterable[Launch],
+    given: list[GpuArray],
+    device: int,
+    streams: Streams,
+    zeroed: tuple[int, int] | None = None,
+) -> None:
+    """Launch on the current device, `device`, in order with the streams of the given arrays.
+
+    ``zeroed`` is the pointer and the bytes of memory that is set to 0 before the launches.
+    """
     for launch in launches:
         if not kernel(launch.kernel).is_loaded(device):
             forbid_in_capture(streams, "a kernel is compiled at its first use: call once before")
             kernel(launch.kernel).load(device)
     arrays.wait_for_producers(given, streams)
+    if zeroed is not None:
+        arrays.zero(*zeroed, streams.launch)
     for launch in launches:
         kernel(launch.kernel).launch(device, streams.launch, launch.grid, launch.arguments)
     arrays.release_to_producers(given, streams)

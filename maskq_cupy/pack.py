@@ -1,6 +1,6 @@
 """The arrays of a call on a packed batch: found or uploaded, their forms and values checked."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -8,6 +8,32 @@ from maskq_cupy import arrays, checks, launch, plan
 from maskq_cupy.arrays import GpuArray, Streams
 
 _STRIDES = {"int32": 1, "int64": 2}  # in 32-bit words
+
+
+class Call(NamedTuple):
+    """What a call was given: the inputs on a GPU, none where they are on the host, out, scratch."""
+
+    inputs: list[GpuArray]
+    target: GpuArray | None
+    memory: GpuArray | None
+    given: list[GpuArray]  # all of these
+    device: int
+    streams: Streams
+
+
+def call_of(named: dict[str, Any], out: Any, scratch: Any, stream: Any) -> Call:
+    """Find the arrays of a call and the device that they are on, the current one if on none."""
+    device = arrays.current_device()
+    streams = arrays.streams_of(stream)
+    inputs = inputs_on_gpu(named, streams)
+    target = None if out is None else launch.on_gpu(out, "out", streams)
+    memory = None if scratch is None else launch.on_gpu(scratch, "scratch", streams)
+    given = [*inputs, *(array for array in (target, memory) if array is not None)]
+    if given:
+        device = launch.common_device(given)
+    if stream is not None and device == arrays.current_device():
+        arrays.check_stream(streams.launch)
+    return Call(inputs, target, memory, given, device, streams)
 
 
 def inputs_on_gpu(named: dict[str, Any], streams: Streams) -> list[GpuArray]:
@@ -87,8 +113,16 @@ def scratch_memory(
 
 def upload(host: list[np.ndarray], streams: Streams) -> list[GpuArray]:
     """Copy host arrays to the current device."""
+    launch.forbid_in_capture(streams, "host input is copied: give arrays on the GPU")
     uploaded = [arrays.upload(array, streams.launch) for array in host]
     return [launch.on_gpu(array, "the copy", streams) for array in uploaded]
+
+
+def upload_batch(host: checks.HostBatch, streams: Streams) -> list[GpuArray]:
+    """Copy a host batch to the current device: cu_seqlens_q, cu_seqlens_k, and any intervals."""
+    cuts = [host.cu_seqlens_q.astype(np.int32), host.cu_seqlens_k.astype(np.int32)]
+    wanted = cuts if host.attn_mask_kv is None else [*cuts, host.attn_mask_kv]
+    return upload(wanted, streams)
 
 
 def read_back(

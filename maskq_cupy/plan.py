@@ -66,20 +66,44 @@ def interval_launches(
     block_threads: int = BLOCK_THREADS,
 ) -> tuple[Launch, Launch]:
     """Return the launches that write the columns of intervals; both numbers are at least 1."""
+    rows = _rows_launch(batch, intervals, is_int64, row_num, scratch, block_threads)
+    tiles_per_group, ends, starts, edges = rows.arguments[-4:]
+    inverse = Launch(
+        "columns_of_staircases",
+        column_num // (4 * block_threads) + 1,
+        (ends, starts, edges, row_num, tiles_per_group, rows.grid, columns, column_num),
+    )
+    return rows, inverse
+
+
+def _rows_launch(
+    batch: Batch, intervals: Any, is_int64: bool, row_num: int, scratch: Any, block_threads: int
+) -> Launch:
+    """Return the launch that scans the rows; scratch holds the edges, the ends and the starts."""
     tile = 4 * block_threads
     tile_num = -(-row_num // tile)
     tiles_per_group = -(-tile_num // tile)
     group_num = -(-tile_num // tiles_per_group)
     ends = scratch + EDGES_NBYTES
     starts = ends + _staircase_nbytes(row_num)
-    rows = Launch(
-        "row_staircases",
-        group_num,
-        (*batch, intervals, is_int64, row_num, tiles_per_group, ends, starts, scratch),
-    )
-    inverse = Launch(
-        "columns_of_staircases",
-        column_num // tile + 1,
-        (ends, starts, scratch, row_num, tiles_per_group, group_num, columns, column_num),
-    )
-    return rows, inverse
+    arguments = (*batch, intervals, is_int64, row_num, tiles_per_group, ends, starts, scratch)
+    return Launch("row_staircases", group_num, arguments)
+
+
+def excess_launches(
+    batch: Batch,
+    intervals: Any,
+    is_int64: bool,
+    row_num: int,
+    pairs: Any,
+    rows_from_first: Any,
+    scratch: Any,
+    block_threads: int = BLOCK_THREADS,
+) -> tuple[Launch, Launch]:
+    """Return the launches that count the pairs shown too many; row_num is at least 1.
+
+    pairs, and rows_from_first if it is not 0, point to 64 bits that are 0 before.
+    """
+    rows = _rows_launch(batch, intervals, is_int64, row_num, scratch, block_threads)
+    arguments = (*rows.arguments, pairs, rows_from_first)
+    return rows, Launch("excess_of_rows", rows.grid, arguments)

@@ -78,12 +78,48 @@ def _interval_columns(
     q: np.ndarray, k: np.ndarray, column: np.ndarray, intervals: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Invert the rows' two staircases: count the steps at or below each column."""
-    start_key, end_key = _visible_keys(q, k, intervals)
-    ends = np.maximum.accumulate(end_key)
-    starts = np.minimum.accumulate(start_key[::-1])[::-1]
+    ends, starts = _staircases(*_visible_keys(q, k, intervals))
     ute = np.searchsorted(ends, column, side="right")
     lts = np.searchsorted(starts, column, side="right")
     return np.maximum(lts, ute), ute
+
+
+def _staircases(start_key: np.ndarray, end_key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the running maximum of E, and the running minimum from the right of S."""
+    return np.maximum.accumulate(end_key), np.minimum.accumulate(start_key[::-1])[::-1]
+
+
+def excess_pairs(cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any) -> int:
+    """Return how many (row, key) pairs the columns of intervals show beyond them.
+
+    0 means that ``get_attn_mask_q(cu_seqlens_q, cu_seqlens_k, attn_mask_kv)`` shows exactly these
+    intervals; it never shows fewer. The count is ``sum(LTS - UTE)`` of its columns less the pairs
+    of the intervals.
+
+    Args:
+        cu_seqlens_q: int32 or int64, shape (B + 1,) or longer, non-decreasing from 0, on the host.
+        cu_seqlens_k: int32 or int64, shape (B + 1,), non-decreasing from 0, on the host.
+        attn_mask_kv: int32 or int64, shape (Q, 2) or (2 * Q,): the keys [start, end) that each
+            row sees, counted from its sequence's first key.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Two rows of one sequence, of which the second sees less than the first:
+
+    >>> excess_pairs([0, 2], [0, 4], [[0, 3], [0, 1]])
+    2
+    """
+    checks.check_intervals_given(attn_mask_kv)
+    q, k, intervals, _ = checks.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, None)
+    return int(_excess(q, k, intervals).sum())
+
+
+def _excess(q: np.ndarray, k: np.ndarray, intervals: Any) -> np.ndarray:
+    """Return how many keys each row is shown beyond its own."""
+    start_key, end_key = _visible_keys(q, k, intervals)
+    ends, starts = _staircases(start_key, end_key)
+    return np.maximum(ends - starts, 0) - np.maximum(end_key - start_key, 0)
 
 
 def _visible_keys(

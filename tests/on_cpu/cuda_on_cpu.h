@@ -42,13 +42,28 @@ inline unsigned min(unsigned a, int b) { return min(a, (unsigned)b); }
 inline long long min(long long a, long long b) { return a < b ? a : b; }
 inline long long max(long long a, long long b) { return a < b ? b : a; }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-inline int atomicMax(int* at, int value)
+template <class T>
+T atomicMax(T* at, T value)
 {
-    std::atomic_ref<int> cell(*at);
-    int old = cell.load();
+    std::atomic_ref<T> cell(*at);
+    T old = cell.load();
     while (old < value && !cell.compare_exchange_weak(old, value)) {
     }
     return old;
+}
+template <class T>
+T atomicMin(T* at, T value)
+{
+    std::atomic_ref<T> cell(*at);
+    T old = cell.load();
+    while (value < old && !cell.compare_exchange_weak(old, value)) {
+    }
+    return old;
+}
+template <class T>
+T atomicAdd(T* at, T value)
+{
+    return std::atomic_ref<T>(*at).fetch_add(value);
 }
 
 constexpr unsigned SLOTS = 2;
