@@ -19,63 +19,40 @@
 // sum leaves 32 bits. For valid input every step is exact; for any other, unsigned wrap-around
 // gives some number and no undefined behaviour.
 //
-// A block writes BLOCK_THREADS * steps pairs of columns, a warp 32 * steps of them in a row, a lane
-// one pair (16 bytes) a step. Preconditions: columns is 8-byte aligned; grid covers all pairs.
-// Moves 8 * N bytes out and the cuts in.
+// A block writes one tile of columns (column_tiles.cuh). Preconditions: columns is 8-byte aligned;
+// grid covers all pairs. Moves 8 * N bytes out and the cuts in.
 
-#include "columns.cuh"
-#include "search.cuh"
+#include "column_tiles.cuh"
 
 struct Rule {
     unsigned left, right, sinks;  // each in [0, INT32_MAX]
 };
 
-// Returns (LTS, UTE) of a column of sequence b; b = batch is the padding, which nobody sees.
 template <class AnyCuts>
-__device__ int2 rule_column(
-    const AnyCuts& cuts_q, const AnyCuts& cuts_k, unsigned batch, unsigned b, Rule rule, unsigned column)
-{
-    unsigned next = min(b + 1, batch);  // the padding has no rows: q_start = q_end = total
-    unsigned q_end = cuts_q[next];
-    int q_len = (int)(q_end - (unsigned)cuts_q[b]);
-    unsigned keys_after = (unsigned)cuts_k[next] - 1 - column;
-    unsigned rows_from_ute = min(keys_after + 1 + rule.right, (unsigned)q_len);
-    unsigned rows_from_lts = (unsigned)min(max((int)(keys_after - rule.left), 0), q_len);
-    bool sink = rule.sinks != 0 && column - (unsigned)cuts_k[b] < rule.sinks;
-    return make_int2((int)(sink ? q_end : q_end - rows_from_lts), (int)(q_end - rows_from_ute));
-}
+struct RuleBounds {
+    AnyCuts cuts_q, cuts_k;
+    unsigned batch;
+    Rule rule;
 
-template <class AnyCuts>
-__device__ void write_tile(
-    const AnyCuts& cuts_q, const AnyCuts& cuts_k, unsigned batch, SequenceRange range, Rule rule,
-    int2* columns, unsigned column_num, unsigned lead, unsigned steps)
-{
-    SequenceEnds<AnyCuts> ends = {cuts_k};
-    unsigned lane = threadIdx.x % WARP_THREADS;
-    unsigned warp = blockIdx.x * WARPS + threadIdx.x / WARP_THREADS;
-    unsigned pair = warp * WARP_THREADS * steps + lane;
-    unsigned last_column = column_num - 1;
-    unsigned b = 0;
-    for (unsigned step = 0; step < steps; ++step, pair += WARP_THREADS) {
-        unsigned chunk = 2 * (pair - lane);                // the chunk's first column, + lead
-        if (chunk >= column_num + lead) return;            // the same for the whole warp
-        unsigned chunk_first = max(chunk, lead) - lead;    // column in [0, column_num)
-        unsigned chunk_last = min(chunk + 2 * WARP_THREADS - 1 - lead, last_column);
-        if (step == 0) b = warp_upper_bound(ends, range.lo, range.hi, (int)chunk_first);
-        unsigned b_limit = chunk_last_sequence(ends, b, range.hi, (int)chunk_last);
-
-        unsigned column = 2 * pair - lead;
-        unsigned column_a = min(max(2 * pair, lead) - lead, last_column);
-        unsigned column_b = min(column + 1, last_column);
-        unsigned b_a = upper_bound(ends, b, b_limit, (int)column_a);
-        unsigned b_b = upper_bound(ends, b_a, b_limit, (int)column_b);
-        store_pair(
-            columns, column, column_num,
-            rule_column(cuts_q, cuts_k, batch, b_a, rule, column_a),
-            rule_column(cuts_q, cuts_k, batch, b_b, rule, column_b));
-        b = __shfl_sync(FULL_MASK, b_b, WARP_THREADS - 1);
+    // Returns (LTS, UTE) of a column of sequence b; b = batch is the padding, which nobody sees.
+    __device__ int2 of(unsigned b, unsigned column) const
+    {
+        unsigned next = min(b + 1, batch);  // the padding has no rows: q_start = q_end = total
+        unsigned q_end = cuts_q[next];
+        int q_len = (int)(q_end - (unsigned)cuts_q[b]);
+        unsigned keys_after = (unsigned)cuts_k[next] - 1 - column;
+        unsigned rows_from_ute = min(keys_after + 1 + rule.right, (unsigned)q_len);
+        unsigned rows_from_lts = (unsigned)min(max((int)(keys_after - rule.left), 0), q_len);
+        bool sink = rule.sinks != 0 && column - (unsigned)cuts_k[b] < rule.sinks;
+        return make_int2((int)(sink ? q_end : q_end - rows_from_lts), (int)(q_end - rows_from_ute));
     }
-}
+
+    __device__ void of_pair(const Place& a, const Place& b, int2& bounds_a, int2& bounds_b) const
+    {
+        bounds_a = of(a.sequence, a.column);
+        bounds_b = of(b.sequence, b.column);
+    }
+};
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void columns_rule(
     const int* cu_seqlens_q,  // (>= batch + 1,) words of stride q_stride
@@ -96,18 +73,16 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void columns_rule(
     Cuts cuts_k = {cu_seqlens_k, k_stride};
     Rule rule = {left, right, sinks};
 
-    unsigned lead = column_lead(columns);
-    unsigned tile = 2 * BLOCK_THREADS * steps;  // columns
-    unsigned tile_start = blockIdx.x * tile;
-    unsigned first = max(tile_start, lead) - lead;
-    unsigned last = min(tile_start + tile - 1, column_num + lead - 1) - lead;
-    SequenceRange range = block_sequence_range(cuts_k, batch, (int)first, (int)last);
+    Tile tile = tile_of_block(columns, column_num, steps);
+    SequenceRange range = block_sequence_range(cuts_k, batch, (int)tile.first, (int)tile.last);
     if (range.hi - range.lo <= WINDOW_SEQUENCES) {
         stage_cuts(cuts_q, cuts_k, range, batch, staged_q, staged_k);
         StagedCuts q = {staged_q, range.lo};
         StagedCuts k = {staged_k, range.lo};
-        write_tile(q, k, batch, range, rule, columns, column_num, lead, steps);
+        RuleBounds<StagedCuts> bounds = {q, k, batch, rule};
+        write_tile(k, range, tile, bounds);
     } else {
-        write_tile(cuts_q, cuts_k, batch, range, rule, columns, column_num, lead, steps);
+        RuleBounds<Cuts> bounds = {cuts_q, cuts_k, batch, rule};
+        write_tile(cuts_k, range, tile, bounds);
     }
 }
