@@ -13,16 +13,24 @@ from maskq_cupy.plan import scratch_nbytes
 if TYPE_CHECKING:
     from maskq_cupy.columns import get_attn_mask_q
     from maskq_cupy.excess import excess_pairs
+    from maskq_cupy.tree import tree_attn_mask_q
 
 __version__ = "0.1.0"
 
-__all__ = ["excess_pairs", "get_attn_mask_q", "reference", "scratch_nbytes"]
+__all__ = [
+    "excess_pairs",
+    "get_attn_mask_q",
+    "reference",
+    "scratch_nbytes",
+    "tree_attn_mask_q",
+]
 
 
 # The functions that need CuPy, by the module that is imported when one is first asked for.
 _LAZY = {
     "excess_pairs": "excess",
     "get_attn_mask_q": "columns",
+    "tree_attn_mask_q": "tree",
 }
 
 

@@ -98,9 +98,7 @@ def get_attn_mask_q(
         row_num, column_num = host.row_num, host.column_num
     q, k = inputs[:2]
     if column_num is None:
-        launch.forbid_in_capture(streams, "kv_token_num is read back: give it, or out=")
-        arrays.wait_for_producers(given, streams)
-        column_num = checks.check_token_num(int(pack.read_back(k, streams)[-1]))
+        column_num = pack.read_column_num(k, given, streams)
     if validate and on_gpu:
         launch.forbid_in_capture(streams, "validate=True waits for the GPU")
         arrays.wait_for_producers(given, streams)

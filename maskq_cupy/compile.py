@@ -16,11 +16,13 @@ from typing import Any
 BLOCK_THREADS = 256
 WINDOW_SEQUENCES = 1024  # sequences of a tile whose cuts a block keeps in shared memory
 NEAR_TILES = 4  # row tiles that a block of columns reads whole
+OWN_SEGMENTS = 4096  # segments of a forest up to which each block finds their minima itself
 OPTIONS = (
     "-std=c++17",
     f"-DBLOCK_THREADS={BLOCK_THREADS}",
     f"-DWINDOW_SEQUENCES={WINDOW_SEQUENCES}",
     f"-DNEAR_TILES={NEAR_TILES}",
+    f"-DOWN_SEGMENTS={OWN_SEGMENTS}",
 )
 TILE = (
     4 * BLOCK_THREADS
@@ -112,6 +114,8 @@ _KERNELS = {
     "columns_rule": ("columns_rule.cu", "PPiiIIIIPII"),
     "row_staircases": ("columns_intervals.cu", "PPiiIPiIIPPP"),
     "columns_of_staircases": ("columns_intervals.cu", "PPPIIIPI"),
+    "segment_minima": ("columns_tree.cu", "PiIP"),
+    "columns_tree": ("columns_tree.cu", "PPiiIPiPPII"),
     "excess_of_rows": ("excess.cu", "PPiiIPiIIPPPPP"),
 }
 

@@ -125,13 +125,18 @@ def upload_batch(host: checks.HostBatch, streams: Streams) -> list[GpuArray]:
     return upload(wanted, streams)
 
 
-def read_back(
-    cu_seqlens: GpuArray, streams: Streams, entries: slice = slice(-1, None)
-) -> np.ndarray:
-    """Copy entries of a cu_seqlens array to the host, behind the work on the launch stream."""
-    start, stop, _ = entries.indices(cu_seqlens.shape[0])
-    pointer = cu_seqlens.pointer + start * cu_seqlens.itemsize
-    return arrays.download(pointer, cu_seqlens.dtype, stop - start, streams.launch)
+def read_back(array: GpuArray, streams: Streams, entries: slice = slice(-1, None)) -> np.ndarray:
+    """Copy entries of an array of shape (n,) to the host, behind the work on the launch stream."""
+    start, stop, _ = entries.indices(array.shape[0])
+    pointer = array.pointer + start * array.itemsize
+    return arrays.download(pointer, array.dtype, stop - start, streams.launch)
+
+
+def read_column_num(k: GpuArray, given: list[GpuArray], streams: Streams) -> int:
+    """Read kv_token_num back as the last entry of cu_seqlens_k."""
+    launch.forbid_in_capture(streams, "kv_token_num is read back: give it, or out=")
+    arrays.wait_for_producers(given, streams)
+    return checks.check_token_num(int(read_back(k, streams)[-1]))
 
 
 def check_cuts_values(q: GpuArray, k: GpuArray, streams: Streams) -> tuple[int, int]:
@@ -143,5 +148,10 @@ def check_cuts_values(q: GpuArray, k: GpuArray, streams: Streams) -> tuple[int, 
     return int(host_q[-1]), int(host_k[-1])
 
 
+def stride(array: GpuArray) -> int:
+    """Return an index array's stride in 32-bit words."""
+    return _STRIDES[array.dtype]
+
+
 def plan_batch(q: GpuArray, k: GpuArray) -> plan.Batch:
-    return plan.Batch(q.pointer, k.pointer, _STRIDES[q.dtype], _STRIDES[k.dtype], k.shape[0] - 1)
+    return plan.Batch(q.pointer, k.pointer, stride(q), stride(k), k.shape[0] - 1)

@@ -6,7 +6,7 @@ run the same launches on the CPU.
 
 from typing import Any, NamedTuple
 
-from maskq_cupy.compile import BLOCK_THREADS
+from maskq_cupy.compile import BLOCK_THREADS, OWN_SEGMENTS
 from maskq_cupy.rule import Rule
 
 EDGES_NBYTES = 8 * 1024  # int2 for each of at most 1,024 groups of row tiles
@@ -32,12 +32,15 @@ def rule_launch(
     batch: Batch, rule: Rule, columns: Any, column_num: int, block_threads: int = BLOCK_THREADS
 ) -> Launch:
     """Return the launch that writes the columns of a rule; column_num is at least 1."""
+    steps, grid = _column_tiles(column_num, block_threads)
+    return Launch("columns_rule", grid, (*batch, *rule, columns, column_num, steps))
+
+
+def _column_tiles(column_num: int, block_threads: int) -> tuple[int, int]:
+    """Return the pairs of columns that a thread writes, and the blocks that write them all."""
     # More columns a thread save searches; fewer fill the GPU where there are few.
     steps = 1 if column_num < 1 << 19 else 4 if column_num < 1 << 24 else 16
-    tile = 2 * block_threads * steps
-    grid = column_num // tile + 1  # an unaligned array starts with half a pair
-    arguments = (*batch, *rule, columns, column_num, steps)
-    return Launch("columns_rule", grid, arguments)
+    return steps, column_num // (2 * block_threads * steps) + 1  # may start with half a pair
 
 
 def scratch_nbytes(q_token_num: int) -> int:
@@ -107,3 +110,46 @@ def excess_launches(
     rows = _rows_launch(batch, intervals, is_int64, row_num, scratch, block_threads)
     arguments = (*rows.arguments, pairs, rows_from_first)
     return rows, Launch("excess_of_rows", rows.grid, arguments)
+
+
+def minima_nbytes(segment_num: int, own_segments: int = OWN_SEGMENTS) -> int:
+    """Return the bytes of scratch memory that a forest of so many segments needs, often none.
+
+    Never more than ``scratch_nbytes(segment_num)``.
+    """
+    return 4 * sum(_levels(segment_num)) if segment_num > own_segments else 0
+
+
+def _levels(segment_num: int) -> list[int]:
+    """Return the entries of each level of minima, up to the first of at most 32."""
+    levels = []
+    size = segment_num
+    while size > 32:
+        size = -(-size // 32)
+        levels.append(size)
+    return levels
+
+
+def tree_launches(
+    batch: Batch,
+    parent: Any,
+    parent_stride: int,
+    columns: Any,
+    column_num: int,
+    scratch: Any,
+    block_threads: int = BLOCK_THREADS,
+    own_segments: int = OWN_SEGMENTS,
+) -> tuple[Launch, ...]:
+    """Return the launches that write the columns of a forest; column_num is at least 1.
+
+    scratch holds ``minima_nbytes(batch.size)`` bytes, and is not used where these are none.
+    """
+    steps, grid = _column_tiles(column_num, block_threads)
+    tree = (*batch, parent, parent_stride)
+    if batch.size <= own_segments:
+        return (Launch("columns_tree", grid, (*tree, 0, columns, column_num, steps)),)
+    top = _levels(batch.size)[-1]
+    return (
+        Launch("segment_minima", top, (parent, parent_stride, batch.size, scratch)),
+        Launch("columns_tree", grid, (*tree, scratch, columns, column_num, steps)),
+    )

@@ -41,6 +41,7 @@ inline unsigned max(unsigned a, unsigned b) { return a < b ? b : a; }
 inline unsigned min(unsigned a, int b) { return min(a, (unsigned)b); }
 inline long long min(long long a, long long b) { return a < b ? a : b; }
 inline long long max(long long a, long long b) { return a < b ? b : a; }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <class T>
 T atomicMax(T* at, T value)

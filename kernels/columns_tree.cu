@@ -1,0 +1,123 @@
+// columns_tree: a packed forest of segments in, [LTS, UTE] per key column out.
+//
+// Segments are packed in depth-first order, each with its parent's number, or -1 for a root. A row
+// sees the keys of its own segment up to the diagonal, and all keys of its segment's ancestors.
+// The rows that see a key of segment b are those of its subtree, which lie in a row:
+//
+//     UTE = q_end - clip(keys_after + 1, 0, q_len)     as in the causal rule (columns_rule.cu)
+//     LTS = the row end of b's subtree                 (tree.cuh)
+//
+//     segments 0, 1, 2 of     column   0  1  2  3  4
+//     2, 2 and 1 tokens,      segment  0  0  1  1  2
+//     parents -1, 0, 0        row 0    x  .  .  .  .
+//                             row 1    x  x  .  .  .
+//                             row 2    x  x  x  .  .
+//                             row 3    x  x  x  x  .
+//                             row 4    x  x  .  .  x
+//                             UTE      0  1  2  3  4
+//                             LTS      5  5  4  4  5
+//
+//   segment_minima   a block writes the minima below one entry of the top level; reads 4 * B bytes
+//   columns_tree     a block writes one tile of columns (column_tiles.cuh), 8 * N bytes in all
+//
+// Up to OWN_SEGMENTS segments, a block of columns_tree finds the minima itself, in shared memory,
+// and segment_minima is not launched. Preconditions: columns is 8-byte aligned; the grids cover all
+// pairs and the top level.
+
+#include "column_tiles.cuh"
+#include "tree.cuh"
+
+#ifndef OWN_SEGMENTS
+#error "OWN_SEGMENTS: segments of a forest up to which a block finds their minima itself"
+#endif
+#define OWN_MINIMA (OWN_SEGMENTS / (RUN - 1) + 8)  // every level rounds up; there are at most 6
+
+extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void segment_minima(
+    const int* parent,  // (batch,) words of stride parent_stride
+    int parent_stride,  // 1 for int32, 2 for int64
+    unsigned batch,
+    int* minima)        // the levels above the parents, one behind the other
+{
+    Segments segments = {{parent, parent_stride}, batch, minima};
+    write_minima(segments, minima, blockIdx.x, blockIdx.x + 1);
+}
+
+template <class AnyCuts>
+struct TreeBounds {
+    AnyCuts cuts_q, cuts_k;
+    Cuts all_cuts_q;
+    Segments segments;
+    unsigned known;  // the segment whose subtree the warp looked up last
+    int known_end;   // its row end
+
+    // Has the segment children? The next one is then the first of them.
+    __device__ bool is_inner(unsigned b) const
+    {
+        return b + 1 < segments.num && segments.parents[b + 1] >= (int)b;
+    }
+
+    // Returns (LTS, UTE) as if the segment were a leaf; b = segments.num is the padding.
+    __device__ int2 of_leaf(unsigned b, unsigned column) const
+    {
+        unsigned next = min(b + 1, segments.num);  // the padding has no rows: q_start = q_end = total
+        unsigned q_end = cuts_q[next];
+        unsigned q_len = q_end - (unsigned)cuts_q[b];
+        unsigned keys_from = (unsigned)cuts_k[next] - column;
+        return make_int2((int)q_end, (int)(q_end - min(keys_from, q_len)));
+    }
+
+    __device__ void of_pair(const Place& a, const Place& b, int2& bounds_a, int2& bounds_b)
+    {
+        bounds_a = of_leaf(a.sequence, a.column);
+        bounds_b = of_leaf(b.sequence, b.column);
+        // One subtree at a time by the whole warp; its columns are of few segments with children.
+        bool a_is_open = is_inner(a.sequence), b_is_open = is_inner(b.sequence);
+        while (unsigned open = __ballot_sync(FULL_MASK, a_is_open || b_is_open)) {
+            unsigned mine = a_is_open ? a.sequence : b.sequence;
+            unsigned segment = __shfl_sync(FULL_MASK, mine, __ffs((int)open) - 1);
+            if (segment != known) {
+                known = segment;
+                known_end = all_cuts_q[segments.subtree_end(segment)];
+            }
+            if (a_is_open && a.sequence == segment) bounds_a.x = known_end;
+            if (b_is_open && b.sequence == segment) bounds_b.x = known_end;
+            a_is_open = a_is_open && a.sequence != segment;
+            b_is_open = b_is_open && b.sequence != segment;
+        }
+    }
+};
+
+extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void columns_tree(
+    const int* cu_seqlens_q,  // (>= batch + 1,) words of stride q_stride
+    const int* cu_seqlens_k,  // (batch + 1,) words of stride k_stride
+    int q_stride,             // 1 for int32, 2 for int64
+    int k_stride,
+    unsigned batch,
+    const int* parent,        // (batch,) words of stride parent_stride
+    int parent_stride,
+    const int* minima,        // by segment_minima, or null: at most OWN_SEGMENTS segments
+    int2* columns,            // (column_num,) of (LTS, UTE)
+    unsigned column_num,      // in [1, INT32_MAX]
+    unsigned steps)           // pairs a thread
+{
+    __shared__ int staged_q[WINDOW_SEQUENCES + 2];
+    __shared__ int staged_k[WINDOW_SEQUENCES + 2];
+    __shared__ int own_minima[OWN_MINIMA];
+    Cuts cuts_q = {cu_seqlens_q, q_stride};
+    Cuts cuts_k = {cu_seqlens_k, k_stride};
+    Segments segments = {{parent, parent_stride}, batch, minima ? minima : own_minima};
+    if (!minima) write_minima(segments, own_minima, 0, RUN);
+
+    Tile tile = tile_of_block(columns, column_num, steps);
+    SequenceRange range = block_sequence_range(cuts_k, batch, (int)tile.first, (int)tile.last);
+    if (range.hi - range.lo <= WINDOW_SEQUENCES) {
+        stage_cuts(cuts_q, cuts_k, range, batch, staged_q, staged_k);
+        StagedCuts q = {staged_q, range.lo};
+        StagedCuts k = {staged_k, range.lo};
+        TreeBounds<StagedCuts> bounds = {q, k, cuts_q, segments, batch, 0};
+        write_tile(k, range, tile, bounds);
+    } else {
+        TreeBounds<Cuts> bounds = {cuts_q, cuts_k, cuts_q, segments, batch, 0};
+        write_tile(cuts_k, range, tile, bounds);
+    }
+}
