@@ -23,15 +23,14 @@ class Call(NamedTuple):
 
 def call_of(named: dict[str, Any], out: Any, scratch: Any, stream: Any) -> Call:
     """Find the arrays of a call and the device that they are on, the current one if on none."""
-    device = arrays.current_device()
+    current_device = arrays.current_device()
     streams = arrays.streams_of(stream)
     inputs = inputs_on_gpu(named, streams)
     target = None if out is None else launch.on_gpu(out, "out", streams)
     memory = None if scratch is None else launch.on_gpu(scratch, "scratch", streams)
     given = [*inputs, *(array for array in (target, memory) if array is not None)]
-    if given:
-        device = launch.common_device(given)
-    if stream is not None and device == arrays.current_device():
+    device = launch.common_device(given) if given else current_device
+    if stream is not None and device == current_device:
         arrays.check_stream(streams.launch)
     return Call(inputs, target, memory, given, device, streams)
 

@@ -46,7 +46,7 @@ def _column_tiles(column_num: int, block_threads: int) -> tuple[int, int]:
 def scratch_nbytes(q_token_num: int) -> int:
     """Return the bytes of scratch memory that a call with attn_mask_kv of so many rows needs.
 
-    8 a row for its two staircases, and 8 KiB.
+    8 a row for its two staircases, and 8 KiB. As much is enough for a tree of so many segments.
 
     >>> scratch_nbytes(1000)
     16192
