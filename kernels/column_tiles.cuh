@@ -7,6 +7,8 @@
 #include "columns.cuh"
 #include "search.cuh"
 
+#define NO_END 0xffffffffu  // kv_end of the padding: behind every column
+
 struct Tile {
     int2* columns;        // (column_num,) of (LTS, UTE)
     unsigned column_num;  // in [1, INT32_MAX]
@@ -26,37 +28,45 @@ __device__ Tile tile_of_block(int2* columns, unsigned column_num, unsigned steps
     return {columns, column_num, lead, steps, first, last};
 }
 
-// A column and the sequence that it is in; batch is the padding behind the last sequence.
-struct Place {
-    unsigned sequence, column;
-};
-
-// Writes the block's columns. bounds.of_pair gives a pair's (LTS, UTE); a whole warp calls it.
-template <class AnyCuts, class Bounds>
-__device__ void write_tile(const AnyCuts& cuts_k, SequenceRange range, const Tile& tile, Bounds& bounds)
+// Writes the block's columns. What they are is asked of columns_of:
+//   Sequence                 what its columns need to know of a sequence; {} ends before every column
+//     .kv_end                NO_END of the padding, b = batch
+//   load(b)                  reads one, the same for the whole warp
+//   load_two(b_a, b_b, ..)   reads those of a lane's pair of columns
+//   bounds(own, column)      (LTS, UTE) of a column
+template <class AnyCuts, class ColumnsOf>
+__device__ void write_tile(
+    const AnyCuts& cuts_k, SequenceRange range, const Tile& tile, ColumnsOf& columns_of)
 {
     SequenceEnds<AnyCuts> ends = {cuts_k};
     unsigned lane = threadIdx.x % WARP_THREADS;
     unsigned warp = blockIdx.x * WARPS + threadIdx.x / WARP_THREADS;
-    unsigned pair = warp * WARP_THREADS * tile.steps + lane;
-    unsigned lead = tile.lead, last_column = tile.column_num - 1;
-    unsigned b = 0;
-    for (unsigned step = 0; step < tile.steps; ++step, pair += WARP_THREADS) {
-        unsigned chunk = 2 * (pair - lane);                // the chunk's first column, + lead
-        if (chunk >= tile.column_num + lead) return;       // the same for the whole warp
-        unsigned chunk_first = max(chunk, lead) - lead;    // column in [0, column_num)
+    unsigned column_num = tile.column_num, lead = tile.lead, last_column = column_num - 1;
+    typename ColumnsOf::Sequence own = {};  // of the warp's last column; at first none
+#pragma unroll 1
+    for (unsigned step = 0; step < tile.steps; ++step) {
+        unsigned chunk = 2 * WARP_THREADS * (warp * tile.steps + step);  // the warp's first, + lead
+        if (chunk >= column_num + lead) return;                           // the same for the whole warp
         unsigned chunk_last = min(chunk + 2 * WARP_THREADS - 1 - lead, last_column);
-        if (step == 0) b = warp_upper_bound(ends, range.lo, range.hi, (int)chunk_first);
-        unsigned b_limit = chunk_last_sequence(ends, b, range.hi, (int)chunk_last);
-
-        unsigned column = 2 * pair - lead;
-        unsigned column_a = min(max(2 * pair, lead) - lead, last_column);
+        unsigned column = chunk + 2 * lane - lead;
+        if (chunk_last < own.kv_end) {  // most chunks go on in the sequence before
+            store_pair(
+                tile.columns, column, column_num,
+                columns_of.bounds(own, column), columns_of.bounds(own, column + 1));
+            continue;
+        }
+        unsigned chunk_first = max(chunk, lead) - lead;
+        SequenceRange here = warp_sequence_range(ends, range, (int)chunk_first, (int)chunk_last);
+        unsigned column_a = min(max(chunk + 2 * lane, lead) - lead, last_column);
         unsigned column_b = min(column + 1, last_column);
-        unsigned b_a = upper_bound(ends, b, b_limit, (int)column_a);
-        unsigned b_b = upper_bound(ends, b_a, b_limit, (int)column_b);
-        int2 bounds_a, bounds_b;
-        bounds.of_pair({b_a, column_a}, {b_b, column_b}, bounds_a, bounds_b);
-        store_pair(tile.columns, column, tile.column_num, bounds_a, bounds_b);
-        b = __shfl_sync(FULL_MASK, b_b, WARP_THREADS - 1);
+        unsigned b_a = upper_bound(ends, here.lo, here.hi, (int)column_a);
+        unsigned b_b = upper_bound(ends, b_a, here.hi, (int)column_b);
+        typename ColumnsOf::Sequence of_a, of_b;
+        columns_of.load_two(b_a, b_b, of_a, of_b);
+        store_pair(
+            tile.columns, column, column_num,
+            columns_of.bounds(of_a, column_a), columns_of.bounds(of_b, column_b));
+        range.lo = __shfl_sync(FULL_MASK, b_b, WARP_THREADS - 1);
+        if (step + 1 < tile.steps) own = columns_of.load(range.lo);
     }
 }

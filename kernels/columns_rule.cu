@@ -29,28 +29,40 @@ struct Rule {
 };
 
 template <class AnyCuts>
-struct RuleBounds {
+struct RuleColumns {
     AnyCuts cuts_q, cuts_k;
     unsigned batch;
     Rule rule;
 
-    // Returns (LTS, UTE) of a column of sequence b; b = batch is the padding, which nobody sees.
-    __device__ int2 of(unsigned b, unsigned column) const
+    // What its columns need to know of a sequence.
+    struct Sequence {
+        unsigned q_end, q_len, kv_start, kv_end;
+    };
+
+    // Reads sequence b; b = batch is the padding, which has no rows and no end.
+    __device__ Sequence load(unsigned b) const
     {
-        unsigned next = min(b + 1, batch);  // the padding has no rows: q_start = q_end = total
+        unsigned next = min(b + 1, batch);
         unsigned q_end = cuts_q[next];
-        int q_len = (int)(q_end - (unsigned)cuts_q[b]);
-        unsigned keys_after = (unsigned)cuts_k[next] - 1 - column;
-        unsigned rows_from_ute = min(keys_after + 1 + rule.right, (unsigned)q_len);
-        unsigned rows_from_lts = (unsigned)min(max((int)(keys_after - rule.left), 0), q_len);
-        bool sink = rule.sinks != 0 && column - (unsigned)cuts_k[b] < rule.sinks;
-        return make_int2((int)(sink ? q_end : q_end - rows_from_lts), (int)(q_end - rows_from_ute));
+        unsigned kv_end = b < batch ? cuts_k[next] : NO_END;
+        return {q_end, q_end - (unsigned)cuts_q[b], (unsigned)cuts_k[b], kv_end};
     }
 
-    __device__ void of_pair(const Place& a, const Place& b, int2& bounds_a, int2& bounds_b) const
+    __device__ void load_two(unsigned b_a, unsigned b_b, Sequence& of_a, Sequence& of_b) const
     {
-        bounds_a = of(a.sequence, a.column);
-        bounds_b = of(b.sequence, b.column);
+        of_a = load(b_a);
+        of_b = load(b_b);
+    }
+
+    // Returns (LTS, UTE) of a column of the sequence.
+    __device__ int2 bounds(const Sequence& own, unsigned column) const
+    {
+        unsigned keys_after = own.kv_end - 1 - column;
+        unsigned rows_from_ute = min(keys_after + 1 + rule.right, own.q_len);
+        unsigned rows_from_lts = min((unsigned)max((int)(keys_after - rule.left), 0), own.q_len);
+        bool sink = column - own.kv_start < rule.sinks;
+        int lts = (int)(sink ? own.q_end : own.q_end - rows_from_lts);
+        return make_int2(lts, (int)(own.q_end - rows_from_ute));
     }
 };
 
@@ -67,22 +79,19 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void columns_rule(
     unsigned column_num,      // in [1, INT32_MAX]
     unsigned steps)           // pairs a thread
 {
-    __shared__ int staged_q[WINDOW_SEQUENCES + 2];
-    __shared__ int staged_k[WINDOW_SEQUENCES + 2];
+    __shared__ Window window;
     Cuts cuts_q = {cu_seqlens_q, q_stride};
     Cuts cuts_k = {cu_seqlens_k, k_stride};
     Rule rule = {left, right, sinks};
-
     Tile tile = tile_of_block(columns, column_num, steps);
     SequenceRange range = block_sequence_range(cuts_k, batch, (int)tile.first, (int)tile.last);
     if (range.hi - range.lo <= WINDOW_SEQUENCES) {
-        stage_cuts(cuts_q, cuts_k, range, batch, staged_q, staged_k);
-        StagedCuts q = {staged_q, range.lo};
-        StagedCuts k = {staged_k, range.lo};
-        RuleBounds<StagedCuts> bounds = {q, k, batch, rule};
-        write_tile(k, range, tile, bounds);
+        block_stage_cuts(cuts_q, cuts_k, range, batch, window);
+        StagedCuts q = {window.q, range.lo}, k = {window.k, range.lo};
+        RuleColumns<StagedCuts> rule_columns = {q, k, batch, rule};
+        write_tile(k, range, tile, rule_columns);
     } else {
-        RuleBounds<Cuts> bounds = {cuts_q, cuts_k, batch, rule};
-        write_tile(cuts_k, range, tile, bounds);
+        RuleColumns<Cuts> rule_columns = {cuts_q, cuts_k, batch, rule};
+        write_tile(cuts_k, range, tile, rule_columns);
     }
 }

@@ -43,12 +43,27 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void segment_minima(
 }
 
 template <class AnyCuts>
-struct TreeBounds {
+struct TreeColumns {
     AnyCuts cuts_q, cuts_k;
     Cuts all_cuts_q;
     Segments segments;
     unsigned known;  // the segment whose subtree the warp looked up last
     int known_end;   // its row end
+
+    // What its columns need to know of a segment.
+    struct Sequence {
+        unsigned q_end, q_len, kv_end;
+        int row_end;  // of its subtree
+    };
+
+    // Reads segment b as if it had no children; b = segments.num is the padding, which has no end.
+    __device__ Sequence load_leaf(unsigned b) const
+    {
+        unsigned next = min(b + 1, segments.num);
+        unsigned q_end = cuts_q[next];
+        unsigned kv_end = b < segments.num ? cuts_k[next] : NO_END;
+        return {q_end, q_end - (unsigned)cuts_q[b], kv_end, (int)q_end};
+    }
 
     // Has the segment children? The next one is then the first of them.
     __device__ bool is_inner(unsigned b) const
@@ -56,38 +71,48 @@ struct TreeBounds {
         return b + 1 < segments.num && segments.parents[b + 1] >= (int)b;
     }
 
-    // Returns (LTS, UTE) as if the segment were a leaf; b = segments.num is the padding.
-    __device__ int2 of_leaf(unsigned b, unsigned column) const
+    // Makes b the segment that is known; b is the same for the whole warp.
+    __device__ void look_up(unsigned b)
     {
-        unsigned next = min(b + 1, segments.num);  // the padding has no rows: q_start = q_end = total
-        unsigned q_end = cuts_q[next];
-        unsigned q_len = q_end - (unsigned)cuts_q[b];
-        unsigned keys_from = (unsigned)cuts_k[next] - column;
-        return make_int2((int)q_end, (int)(q_end - min(keys_from, q_len)));
+        if (b == known) return;
+        known = b;
+        known_end = all_cuts_q[segments.subtree_end(b)];
     }
 
-    __device__ void of_pair(const Place& a, const Place& b, int2& bounds_a, int2& bounds_b)
+    __device__ Sequence load(unsigned b)
     {
-        bounds_a = of_leaf(a.sequence, a.column);
-        bounds_b = of_leaf(b.sequence, b.column);
-        // One subtree at a time by the whole warp; its columns are of few segments with children.
-        bool a_is_open = is_inner(a.sequence), b_is_open = is_inner(b.sequence);
-        while (unsigned open = __ballot_sync(FULL_MASK, a_is_open || b_is_open)) {
-            unsigned mine = a_is_open ? a.sequence : b.sequence;
-            unsigned segment = __shfl_sync(FULL_MASK, mine, __ffs((int)open) - 1);
-            if (segment != known) {
-                known = segment;
-                known_end = all_cuts_q[segments.subtree_end(segment)];
-            }
-            if (a_is_open && a.sequence == segment) bounds_a.x = known_end;
-            if (b_is_open && b.sequence == segment) bounds_b.x = known_end;
-            a_is_open = a_is_open && a.sequence != segment;
-            b_is_open = b_is_open && b.sequence != segment;
+        Sequence own = load_leaf(b);
+        if (is_inner(b)) {
+            look_up(b);
+            own.row_end = known_end;
         }
+        return own;
+    }
+
+    // One subtree at a time by the whole warp; its columns are of few segments with children.
+    __device__ void load_two(unsigned b_a, unsigned b_b, Sequence& of_a, Sequence& of_b)
+    {
+        of_a = load_leaf(b_a);
+        of_b = load_leaf(b_b);
+        bool a_is_open = is_inner(b_a), b_is_open = is_inner(b_b);
+        while (unsigned open = __ballot_sync(FULL_MASK, a_is_open || b_is_open)) {
+            unsigned b = __shfl_sync(FULL_MASK, a_is_open ? b_a : b_b, __ffs((int)open) - 1);
+            look_up(b);
+            if (a_is_open && b_a == b) of_a.row_end = known_end;
+            if (b_is_open && b_b == b) of_b.row_end = known_end;
+            a_is_open = a_is_open && b_a != b;
+            b_is_open = b_is_open && b_b != b;
+        }
+    }
+
+    // Returns (LTS, UTE) of a column of the segment.
+    __device__ int2 bounds(const Sequence& own, unsigned column) const
+    {
+        return make_int2(own.row_end, (int)(own.q_end - min(own.kv_end - column, own.q_len)));
     }
 };
 
-extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void columns_tree(
+extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_tree(
     const int* cu_seqlens_q,  // (>= batch + 1,) words of stride q_stride
     const int* cu_seqlens_k,  // (batch + 1,) words of stride k_stride
     int q_stride,             // 1 for int32, 2 for int64
@@ -100,8 +125,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void columns_tree(
     unsigned column_num,      // in [1, INT32_MAX]
     unsigned steps)           // pairs a thread
 {
-    __shared__ int staged_q[WINDOW_SEQUENCES + 2];
-    __shared__ int staged_k[WINDOW_SEQUENCES + 2];
+    __shared__ Window window;
     __shared__ int own_minima[OWN_MINIMA];
     Cuts cuts_q = {cu_seqlens_q, q_stride};
     Cuts cuts_k = {cu_seqlens_k, k_stride};
@@ -111,13 +135,12 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void columns_tree(
     Tile tile = tile_of_block(columns, column_num, steps);
     SequenceRange range = block_sequence_range(cuts_k, batch, (int)tile.first, (int)tile.last);
     if (range.hi - range.lo <= WINDOW_SEQUENCES) {
-        stage_cuts(cuts_q, cuts_k, range, batch, staged_q, staged_k);
-        StagedCuts q = {staged_q, range.lo};
-        StagedCuts k = {staged_k, range.lo};
-        TreeBounds<StagedCuts> bounds = {q, k, cuts_q, segments, batch, 0};
-        write_tile(k, range, tile, bounds);
+        block_stage_cuts(cuts_q, cuts_k, range, batch, window);
+        StagedCuts q = {window.q, range.lo}, k = {window.k, range.lo};
+        TreeColumns<StagedCuts> tree_columns = {q, k, cuts_q, segments, batch, 0};
+        write_tile(k, range, tile, tree_columns);
     } else {
-        TreeBounds<Cuts> bounds = {cuts_q, cuts_k, cuts_q, segments, batch, 0};
-        write_tile(cuts_k, range, tile, bounds);
+        TreeColumns<Cuts> tree_columns = {cuts_q, cuts_k, cuts_q, segments, batch, 0};
+        write_tile(cuts_k, range, tile, tree_columns);
     }
 }

@@ -12,6 +12,8 @@
 
 #define WARP_THREADS 32
 #define WARPS (BLOCK_THREADS / WARP_THREADS)
+#define WINDOW_CUTS (WINDOW_SEQUENCES + 2)  // their starts, and the end of the last
+#define CUTS_PER_THREAD ((WINDOW_CUTS + BLOCK_THREADS - 1) / BLOCK_THREADS)
 #define FULL_MASK 0xffffffffu
 #define INT32_MAX_VALUE 0x7fffffff
 
@@ -24,7 +26,7 @@ struct Cuts {
     __device__ int operator[](unsigned i) const { return words[(unsigned long long)i * stride]; }
 };
 
-// The cuts first .. first + WINDOW_SEQUENCES + 1, copied to shared memory.
+// A copy of the cuts from `first` on. A type of its own: the compiler sees that it is shared memory.
 struct StagedCuts {
     const int* cuts;
     unsigned first;
@@ -32,9 +34,9 @@ struct StagedCuts {
 };
 
 // The ends of the sequences: ends[b] = cuts[b + 1].
-template <class CutsOrStaged>
+template <class AnyCuts>
 struct SequenceEnds {
-    CutsOrStaged cuts;
+    AnyCuts cuts;
     __device__ int operator[](unsigned b) const { return cuts[b + 1]; }
 };
 
@@ -47,6 +49,7 @@ struct SequenceRange {
 template <class Values>
 __device__ unsigned upper_bound(const Values& values, unsigned lo, unsigned hi, int key)
 {
+#pragma unroll 1
     while (lo < hi) {
         unsigned middle = lo + (hi - lo) / 2;
         if (values[middle] <= key) lo = middle + 1;
@@ -60,6 +63,7 @@ template <class Values>
 __device__ unsigned warp_upper_bound(const Values& values, unsigned lo, unsigned hi, int key)
 {
     unsigned lane = threadIdx.x % WARP_THREADS;
+#pragma unroll 1
     while (lo < hi) {
         unsigned step = (hi - lo + WARP_THREADS - 1) / WARP_THREADS;
         unsigned probe = lo + (lane + 1) * step - 1;
@@ -70,18 +74,25 @@ __device__ unsigned warp_upper_bound(const Values& values, unsigned lo, unsigned
     return lo;
 }
 
+template <bool BY_WARP, class Values>
+__device__ unsigned search(const Values& values, unsigned lo, unsigned hi, int key)
+{
+    return BY_WARP ? warp_upper_bound(values, lo, hi, key) : upper_bound(values, lo, hi, key);
+}
+
 // Narrows [0, batch] to the sequences of the positions first .. last, until they fit the window or
 // do not get fewer: all threads of the block probe at once, so that a round costs one load's time.
 __device__ SequenceRange block_sequence_range(const Cuts& cuts, unsigned batch, int first, int last)
 {
     SequenceRange range = {0, batch};
+#pragma unroll 1
     while (range.hi - range.lo > WINDOW_SEQUENCES) {
         unsigned length = range.hi - range.lo;
         unsigned step = (length + BLOCK_THREADS - 1) / BLOCK_THREADS;
         unsigned probe = range.lo + (threadIdx.x + 1) * step - 1;
         int end = probe < range.hi ? cuts[probe + 1] : INT32_MAX_VALUE;
-        unsigned ended_before_first = __syncthreads_count(probe < range.hi && end <= first);
-        unsigned ended_before_last = __syncthreads_count(probe < range.hi && end <= last);
+        unsigned ended_before_first = __syncthreads_count(end <= first);
+        unsigned ended_before_last = __syncthreads_count(end <= last);
         unsigned lo = range.lo + ended_before_first * step;
         unsigned hi = min(range.hi, range.lo + (ended_before_last + 1) * step - 1);
         range.lo = lo;
@@ -91,27 +102,48 @@ __device__ SequenceRange block_sequence_range(const Cuts& cuts, unsigned batch, 
     return range;
 }
 
-// Copies the cuts of the range to shared memory. Call only where the range fits the window; ends
-// with a barrier.
-__device__ void stage_cuts(
-    const Cuts& cuts_q, const Cuts& cuts_k, SequenceRange range, unsigned batch,
-    int* staged_q, int* staged_k)
+// Shared memory for the cuts of a window.
+struct Window {
+    int q[WINDOW_CUTS], k[WINDOW_CUTS];
+};
+
+// Copies the cuts of a range that fits the window to shared memory. Ends with a barrier.
+__device__ void block_stage_cuts(
+    const Cuts& cuts_q, const Cuts& cuts_k, SequenceRange range, unsigned batch, Window& window)
 {
-    unsigned last = min(range.hi + 1, batch);
-    for (unsigned b = range.lo + threadIdx.x; b <= last; b += BLOCK_THREADS) {
-        staged_q[b - range.lo] = cuts_q[b];
-        staged_k[b - range.lo] = cuts_k[b];
+    unsigned cut_num = min(range.hi + 1, batch) - range.lo + 1;
+    int q[CUTS_PER_THREAD] = {}, k[CUTS_PER_THREAD] = {};  // all loads in flight at once
+    for (unsigned i = 0; i < CUTS_PER_THREAD; ++i) {
+        unsigned at = threadIdx.x + i * BLOCK_THREADS;
+        if (at < cut_num) q[i] = cuts_q[range.lo + at];
+        if (at < cut_num) k[i] = cuts_k[range.lo + at];
+    }
+    for (unsigned i = 0; i < CUTS_PER_THREAD; ++i) {
+        unsigned at = threadIdx.x + i * BLOCK_THREADS;
+        if (at < cut_num) window.q[at] = q[i];
+        if (at < cut_num) window.k[at] = k[i];
     }
     __syncthreads();
 }
 
-// Of a warp's next chunk of positions, up to `last`, that starts in sequence b: returns the highest
-// sequence that a position of it can be in. Most chunks end no sequence, and then nobody searches.
+// Narrows the range to the sequences of a warp's positions first .. last. The last ones are counted
+// only as far as WARP_THREADS sequences reach; behind that the range stays as wide as it was.
 template <class Ends>
-__device__ unsigned chunk_last_sequence(const Ends& ends, unsigned b, unsigned hi, int last)
+__device__ SequenceRange warp_sequence_range(const Ends& ends, SequenceRange range, int first, int last)
 {
-    unsigned candidate = b + threadIdx.x % WARP_THREADS;
-    bool ended = candidate < hi && ends[candidate] <= last;
-    unsigned ended_num = __popc(__ballot_sync(FULL_MASK, ended));
-    return ended_num < WARP_THREADS ? b + ended_num : hi;
+    unsigned lane = threadIdx.x % WARP_THREADS;
+    unsigned lo = range.lo, hi = range.hi;
+#pragma unroll 1
+    while (hi - lo > WARP_THREADS) {
+        unsigned step = (hi - lo + WARP_THREADS - 1) / WARP_THREADS;
+        unsigned probe = lo + (lane + 1) * step - 1;
+        bool before = probe < hi && ends[probe] <= first;
+        lo += __popc(__ballot_sync(FULL_MASK, before)) * step;
+        hi = min(hi, lo + step - 1);
+    }
+    unsigned candidate = lo + lane;
+    int end = candidate < range.hi ? ends[candidate] : INT32_MAX_VALUE;
+    unsigned before_first = __popc(__ballot_sync(FULL_MASK, end <= first));
+    unsigned before_last = __popc(__ballot_sync(FULL_MASK, end <= last));
+    return {lo + before_first, before_last < WARP_THREADS ? lo + before_last : range.hi};
 }

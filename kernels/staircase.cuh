@@ -14,8 +14,8 @@
 // tiles without waiting for another. What lies between tiles is kept where a search looks for it:
 //   - ends of a tile's last row: the maximum over its group's tiles up to this one,
 //   - starts of a tile's first row: the minimum over its group's tiles from this one on,
-//   - group_edges[g] = (maximum of E, minimum of S) over the group; at most TILE groups, so that a
-//     block can scan them all at once.
+//   - group_edges[g] = (maximum of E, minimum of S) over the group; at most GROUPS, so that a block
+//     can scan them all at once.
 
 #include "search.cuh"
 
@@ -24,18 +24,6 @@
 
 struct Four {
     int at[PER_THREAD];
-};
-
-// The stored staircases of row_num rows in tiles, and tiles in groups.
-struct Staircases {
-    int* ends;    // (row_num,), 16-byte aligned
-    int* starts;  // (row_num,), 16-byte aligned
-    unsigned row_num;
-    unsigned tiles_per_group;
-
-    __device__ unsigned tile_num() const { return (row_num + TILE - 1) / TILE; }
-    __device__ unsigned first_row(unsigned tile) const { return tile * TILE; }
-    __device__ unsigned last_row(unsigned tile) const { return min(tile * TILE + TILE, row_num) - 1; }
 };
 
 // Running maximum of v over the warp's lanes up to this one.
@@ -60,33 +48,66 @@ __device__ int warp_running_min_from_right(int v)
     return v;
 }
 
-// Replaces the block's TILE values, four consecutive ones a thread, by their running maximum.
-// warp_max is for this call alone until the next barrier but one.
-__device__ void block_running_max(Four& v, int (&warp_max)[WARPS])
+// The same over the warp's values, PER_THREAD consecutive ones a lane.
+__device__ void warp_running_max(Four& v)
 {
-    unsigned lane = threadIdx.x % WARP_THREADS, warp = threadIdx.x / WARP_THREADS;
     for (int i = 1; i < PER_THREAD; ++i) v.at[i] = max(v.at[i], v.at[i - 1]);
-    int through_lane = warp_running_max(v.at[PER_THREAD - 1]);
-    int before = __shfl_up_sync(FULL_MASK, through_lane, 1);
-    if (lane == 0) before = -1;
-    if (lane == WARP_THREADS - 1) warp_max[warp] = through_lane;
-    __syncthreads();
-    for (unsigned w = 0; w < WARPS; ++w)
-        if (w < warp) before = max(before, warp_max[w]);
-    for (int i = 0; i < PER_THREAD; ++i) v.at[i] = max(v.at[i], before);
+    int before = __shfl_up_sync(FULL_MASK, warp_running_max(v.at[PER_THREAD - 1]), 1);
+    if (threadIdx.x % WARP_THREADS == 0) before = v.at[0];
+    for (int& step : v.at) step = max(step, before);
 }
 
-// The same for the running minimum from the right.
-__device__ void block_running_min_from_right(Four& v, int (&warp_min)[WARPS])
+__device__ void warp_running_min_from_right(Four& v)
 {
-    unsigned lane = threadIdx.x % WARP_THREADS, warp = threadIdx.x / WARP_THREADS;
     for (int i = PER_THREAD - 2; i >= 0; --i) v.at[i] = min(v.at[i], v.at[i + 1]);
-    int from_lane = warp_running_min_from_right(v.at[0]);
-    int after = __shfl_down_sync(FULL_MASK, from_lane, 1);
-    if (lane == WARP_THREADS - 1) after = INT32_MAX_VALUE;
-    if (lane == 0) warp_min[warp] = from_lane;
+    int behind = __shfl_down_sync(FULL_MASK, warp_running_min_from_right(v.at[0]), 1);
+    if (threadIdx.x % WARP_THREADS == WARP_THREADS - 1) behind = v.at[PER_THREAD - 1];
+    for (int& step : v.at) step = min(step, behind);
+}
+
+// The warps' own maxima (or minima) of a block, through which a warp's scan becomes the block's.
+struct WarpEdges {
+    int at[WARPS];
+};
+
+__device__ void publish_max(const Four& v, WarpEdges& edges)
+{
+    unsigned lane = threadIdx.x % WARP_THREADS;
+    if (lane == WARP_THREADS - 1) edges.at[threadIdx.x / WARP_THREADS] = v.at[PER_THREAD - 1];
+}
+
+__device__ void publish_min(const Four& v, WarpEdges& edges)
+{
+    if (threadIdx.x % WARP_THREADS == 0) edges.at[threadIdx.x / WARP_THREADS] = v.at[0];
+}
+
+// After a barrier: folds the maxima of the warps before into the warp's running maximum.
+__device__ void fold_max_before(Four& v, const WarpEdges& edges)
+{
+    int before = v.at[0];
+    for (unsigned warp = 0; warp < WARPS; ++warp)
+        if (warp < threadIdx.x / WARP_THREADS) before = max(before, edges.at[warp]);
+    for (int& step : v.at) step = max(step, before);
+}
+
+// After a barrier: folds the minima of the warps behind into the warp's running minimum.
+__device__ void fold_min_behind(Four& v, const WarpEdges& edges)
+{
+    int behind = v.at[PER_THREAD - 1];
+    for (unsigned warp = 0; warp < WARPS; ++warp)
+        if (warp > threadIdx.x / WARP_THREADS) behind = min(behind, edges.at[warp]);
+    for (int& step : v.at) step = min(step, behind);
+}
+
+// Scans a tile: the running maximum of its ends, the running minimum from the right of its starts.
+// The edges are the call's own until the next barrier but one.
+__device__ void scan_tile(Four& end, Four& start, WarpEdges& max_edges, WarpEdges& min_edges)
+{
+    warp_running_max(end);
+    warp_running_min_from_right(start);
+    publish_max(end, max_edges);
+    publish_min(start, min_edges);
     __syncthreads();
-    for (unsigned w = 0; w < WARPS; ++w)
-        if (w > warp) after = min(after, warp_min[w]);
-    for (int i = 0; i < PER_THREAD; ++i) v.at[i] = min(v.at[i], after);
+    fold_max_before(end, max_edges);
+    fold_min_behind(start, min_edges);
 }

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from maskq_cupy import picture, reference
+from maskq_cupy import checks, picture, reference
 from maskq_cupy.compile import compile_sources, gpu_problem, require_cupy
 
 
@@ -49,6 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--full", action="store_true", help="not causal")
     add("--intervals", metavar="FILE.npy", help="int (Q, 2): the keys [start, end) of each row")
     add("--kv-token-num", type=int, metavar="N", help="columns in all, padding included")
+    add(
+        "--tiles",
+        type=_ints,
+        metavar="128,128",
+        help="draw tiles of ROWS,KEYS, or of one size, too",
+    )
     add("--png", metavar="FILE", help="save the picture too (needs matplotlib)")
     demo = commands.add_parser("demo", help="pack, check, draw and time real documents")
     demo.set_defaults(run=_demo)
@@ -93,8 +99,18 @@ def _pack(lengths: list[int]) -> np.ndarray:
 
 
 def _draw(columns: np.ndarray, cu_seqlens_q: np.ndarray, cu_seqlens_k: np.ndarray) -> None:
-    width = min(max(shutil.get_terminal_size((100, 24)).columns, 40), 160)
-    print("\n" + picture.drawing(columns, cu_seqlens_q, cu_seqlens_k, width=width))
+    print("\n" + picture.drawing(columns, cu_seqlens_q, cu_seqlens_k, width=_width()))
+
+
+def _width() -> int:
+    return min(max(shutil.get_terminal_size((100, 24)).columns, 40), 160)
+
+
+def _block_size(sizes: list[int] | None) -> tuple[int, int] | None:
+    """Return (rows, keys) of a tile from the ints of --tiles, one or two."""
+    if sizes is None:
+        return None
+    return checks.check_block_size(sizes * 2 if len(sizes) == 1 else sizes)
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -115,14 +131,17 @@ def _show(options: argparse.Namespace) -> int:
             window=None if options.window is None else tuple(options.window),
             num_sink_tokens=options.sinks,
         )
+        tile = _block_size(options.tiles)
         if options.png:
-            picture.save_png(columns, cu_seqlens_q, cu_seqlens_k, options.png)
+            picture.save_png(columns, cu_seqlens_q, cu_seqlens_k, options.png, tile)
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         print(f"python -m maskq_cupy show: {error}", file=sys.stderr)
         return 2
     print(f"{headline}\n\n{picture.column_table(columns, cu_seqlens_k)}")
     print("A column is shown to the rows UTE, UTE + 1, ... LTS - 1.")
     _draw(columns, cu_seqlens_q, cu_seqlens_k)
+    if tile is not None:
+        print("\n" + picture.tile_drawing(columns, int(cu_seqlens_q[-1]), tile, width=_width()))
     if options.png:
         print(f"\nSaved {options.png}")
     return 0

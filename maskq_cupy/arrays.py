@@ -41,18 +41,17 @@ class GpuArray(NamedTuple):
 
     pointer: int
     dtype: str
-    itemsize: int
     shape: tuple[int, ...]
+    nbytes: int
     device: int
     contiguous: bool
     writable: bool
     stream: int | None
     value: Any
 
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.itemsize
 
+# A NamedTuple's own constructor costs three times this, and a call makes several.
+_new = tuple.__new__
 
 _INDEX_DTYPES = {np.dtype(name): name for name in ("int32", "int64")}
 _TORCH_INDEX_DTYPES: dict[Any, str] = {}
@@ -61,18 +60,7 @@ _TORCH_INDEX_DTYPES: dict[Any, str] = {}
 def gpu_array(value: Any, name: str, streams: Streams) -> GpuArray | None:
     """Return the facts of an array on a GPU, or None if the value is a list or on the host."""
     if isinstance(value, _cupy_array):
-        dtype = value.dtype
-        return GpuArray(
-            value.data.ptr,
-            _INDEX_DTYPES.get(dtype) or str(dtype),
-            dtype.itemsize,
-            value.shape,
-            value.data.device_id,
-            value._c_contiguous,
-            True,
-            streams.current,
-            value,
-        )
+        return _from_cupy(value, streams.current)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _from_torch(torch, value) if value.is_cuda else None
@@ -87,21 +75,41 @@ def gpu_array(value: Any, name: str, streams: Streams) -> GpuArray | None:
     return None
 
 
+def _from_cupy(array: Any, stream: int | None, writable: bool = True) -> GpuArray:
+    data, dtype = array.data, array.dtype
+    return _new(
+        GpuArray,
+        (
+            data.ptr,
+            _INDEX_DTYPES.get(dtype) or str(dtype),
+            array.shape,
+            array.nbytes,
+            data.device_id,
+            array._c_contiguous,
+            writable,
+            stream,
+            array,
+        ),
+    )
+
+
 def _from_torch(torch: Any, tensor: Any) -> GpuArray:
     if not _TORCH_INDEX_DTYPES:
         _TORCH_INDEX_DTYPES.update({torch.int32: "int32", torch.int64: "int64"})
-    dtype = tensor.dtype
-    device = tensor.get_device()
-    return GpuArray(
-        tensor.data_ptr(),
-        _TORCH_INDEX_DTYPES.get(dtype) or str(dtype).removeprefix("torch."),
-        dtype.itemsize,
-        tensor.shape,
-        device,
-        tensor.is_contiguous(),
-        True,
-        torch._C._cuda_getCurrentRawStream(device),  # torch.cuda.current_stream costs 40 times this
-        tensor,
+    dtype, device = tensor.dtype, tensor.get_device()
+    return _new(
+        GpuArray,
+        (
+            tensor.data_ptr(),
+            _TORCH_INDEX_DTYPES.get(dtype) or str(dtype).removeprefix("torch."),
+            tensor.shape,
+            tensor.nbytes,
+            device,
+            tensor.is_contiguous(),
+            True,
+            torch._C._cuda_getCurrentRawStream(device),  # current_stream() costs 40 times this
+            tensor,
+        ),
     )
 
 
@@ -112,17 +120,8 @@ def _from_dlpack(value: Any, name: str, streams: Streams) -> GpuArray:
         except BufferError as error:
             raise ValueError(f"{name} must export by DLPack, got {error}") from error
     interface = getattr(value, "__cuda_array_interface__", None)
-    return GpuArray(
-        array.data.ptr,
-        str(array.dtype),
-        array.itemsize,
-        array.shape,
-        array.data.device_id,
-        array.flags.c_contiguous,
-        interface is None or not interface["data"][1],
-        None,
-        (value, array),
-    )
+    writable = interface is None or not interface["data"][1]
+    return _from_cupy(array, None, writable)._replace(value=(value, array))
 
 
 def _from_cuda_array_interface(value: Any) -> GpuArray:
@@ -133,8 +132,8 @@ def _from_cuda_array_interface(value: Any) -> GpuArray:
     return GpuArray(
         pointer,
         str(dtype),
-        dtype.itemsize,
         shape,
+        math.prod(shape) * dtype.itemsize,
         runtime.pointerGetAttributes(pointer).device if pointer else current_device(),
         strides is None or _is_contiguous(shape, strides, dtype.itemsize),
         not read_only,
@@ -170,7 +169,7 @@ def streams_of(stream: Any) -> Streams:
     """
     current = _normal(_get_current_stream().ptr)
     if stream is None:
-        return Streams(current, current)
+        return _new(Streams, (current, current))
     if isinstance(stream, int):
         pointer = stream
     elif hasattr(stream, "ptr"):

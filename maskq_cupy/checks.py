@@ -15,15 +15,15 @@ from maskq_cupy.rule import INT32_MAX
 INDEX_DTYPES = ("int32", "int64")
 
 
-def form_error(name: str, expected: str, dtype: object, shape: Sequence[int]) -> Exception:
+def form_error(name: str, expected: str, dtype: str, shape: Sequence[int]) -> Exception:
     """Return a TypeError for a wrong element type, else a ValueError for a wrong shape."""
-    kind = ValueError if str(dtype) in INDEX_DTYPES else TypeError
+    kind = ValueError if dtype in INDEX_DTYPES else TypeError
     return kind(f"{name} must be {expected}, got {dtype} of shape {tuple(shape)}")
 
 
-def check_cu_seqlens_form(name: str, dtype: object, shape: Sequence[int]) -> None:
+def check_cu_seqlens_form(name: str, dtype: str, shape: Sequence[int]) -> None:
     """Require int32 or int64 of shape (B + 1,)."""
-    if str(dtype) not in INDEX_DTYPES or len(shape) != 1 or shape[0] < 1:
+    if dtype not in INDEX_DTYPES or len(shape) != 1 or shape[0] < 1:
         raise form_error(name, "int32 or int64 of shape (B + 1,)", dtype, shape)
 
 
@@ -36,11 +36,11 @@ def check_same_batch(length_q: int, length_k: int) -> None:
         )
 
 
-def check_intervals_form(dtype: object, shape: Sequence[int]) -> int:
+def check_intervals_form(dtype: str, shape: Sequence[int]) -> int:
     """Require int32 or int64 of shape (Q, 2) or (2 * Q,); return Q."""
     paired = len(shape) == 2 and shape[1] == 2
     flat = len(shape) == 1 and shape[0] % 2 == 0
-    if str(dtype) not in INDEX_DTYPES or not (paired or flat):
+    if dtype not in INDEX_DTYPES or not (paired or flat):
         raise form_error("attn_mask_kv", "int32 or int64 of shape (Q, 2) or (2 * Q,)", dtype, shape)
     return shape[0] if paired else shape[0] // 2
 
@@ -53,13 +53,45 @@ def check_intervals_given(attn_mask_kv: object) -> None:
 
 def check_token_num(value: object, name: str = "kv_token_num") -> int:
     """Require an int in [0, 2**31 - 1]; return it."""
+    return check_int(value, name, expected="an int or None")
+
+
+def check_int(value: object, name: str, lowest: int = 0, expected: str = "an int") -> int:
+    """Require an int in [lowest, 2**31 - 1]; return it."""
     try:
         count = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name} must be an int or None, got {type(value).__name__}") from None
-    if not 0 <= count <= INT32_MAX:
-        raise ValueError(f"{name} must be in [0, 2**31 - 1], got {count}")
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}") from None
+    if not lowest <= count <= INT32_MAX:
+        raise ValueError(f"{name} must be in [{lowest}, 2**31 - 1], got {count}")
     return count
+
+
+def check_block_size(block_size: object) -> tuple[int, int]:
+    """Require one or two ints of at least 1; return (rows, columns) of a tile."""
+    sizes = block_size if isinstance(block_size, (tuple, list)) else (block_size, block_size)
+    if len(sizes) != 2:
+        raise ValueError(f"block_size must be an int or (rows, columns), got {block_size!r}")
+    rows, columns = (check_int(size, "block_size", lowest=1) for size in sizes)
+    return rows, columns
+
+
+def check_columns_form(dtype: str, shape: Sequence[int], name: str = "columns") -> int:
+    """Require int32 of shape (N, 2), or (1, 1, N, 2) as FlashMask wants it; return N."""
+    paired = len(shape) == 2 or (len(shape) == 4 and shape[0] == shape[1] == 1)
+    if dtype != "int32" or not paired or shape[-1] != 2:
+        raise form_error(name, "int32 of shape (N, 2) or (1, 1, N, 2)", dtype, shape)
+    return shape[-2]
+
+
+def check_dense_size(row_num: int, column_num: int, limit: int) -> None:
+    """Require at most `limit` pairs, which cost a byte each."""
+    pairs = row_num * column_num
+    if pairs > limit:
+        raise ValueError(
+            f"a dense mask of {row_num} rows x {column_num} columns is {pairs} bytes, above "
+            f"limit={limit}: give a higher limit, or use to_blocks"
+        )
 
 
 class HostBatch(NamedTuple):
@@ -81,8 +113,8 @@ def host_batch(
     """Check the forms and the values of a batch of lists and host arrays."""
     q = _host_indices("cu_seqlens_q", cu_seqlens_q)
     k = _host_indices("cu_seqlens_k", cu_seqlens_k)
-    check_cu_seqlens_form("cu_seqlens_q", q.dtype, q.shape)
-    check_cu_seqlens_form("cu_seqlens_k", k.dtype, k.shape)
+    check_cu_seqlens_form("cu_seqlens_q", str(q.dtype), q.shape)
+    check_cu_seqlens_form("cu_seqlens_k", str(k.dtype), k.shape)
     check_same_batch(len(q), len(k))
     q, k = q[: len(k)].astype(np.int64), k.astype(np.int64)
     check_cu_seqlens_values("cu_seqlens_q", q)
@@ -90,7 +122,7 @@ def host_batch(
     intervals = None
     if attn_mask_kv is not None:
         intervals = _host_indices("attn_mask_kv", attn_mask_kv)
-        check_intervals_form(intervals.dtype, intervals.shape)
+        check_intervals_form(str(intervals.dtype), intervals.shape)
         intervals = intervals.reshape(-1, 2).astype(np.int64)
     column_num = int(k[-1]) if kv_token_num is None else check_token_num(kv_token_num)
     row_num = None if intervals is None else len(intervals)
@@ -124,9 +156,9 @@ def decrease_error(name: str, i: int, before: int, value: int) -> ValueError:
     )
 
 
-def check_parent_form(dtype: object, shape: Sequence[int], segment_num: int) -> None:
+def check_parent_form(dtype: str, shape: Sequence[int], segment_num: int) -> None:
     """Require int32 or int64 of shape (B,), one entry a segment."""
-    if str(dtype) not in INDEX_DTYPES or tuple(shape) != (segment_num,):
+    if dtype not in INDEX_DTYPES or tuple(shape) != (segment_num,):
         expected = f"int32 or int64 of shape (B,) = ({segment_num},)"
         raise form_error("parent", expected, dtype, shape)
 
@@ -134,7 +166,7 @@ def check_parent_form(dtype: object, shape: Sequence[int], segment_num: int) -> 
 def host_parents(parent: Any, segment_num: int) -> np.ndarray:
     """Check the form and the values of a list or host array of parents; return it as int64."""
     parents = _host_indices("parent", parent)
-    check_parent_form(parents.dtype, parents.shape, segment_num)
+    check_parent_form(str(parents.dtype), parents.shape, segment_num)
     parents = parents.astype(np.int64)
     check_parent_values(parents)
     return parents

@@ -65,7 +65,7 @@ def get_attn_mask_q(
             [0, 1, 2, 3, 3, 3, 4]], device='cuda:0', dtype=torch.int32)
     """
     rule = resolve_rule(causal, window, num_sink_tokens, attn_mask_kv is not None)
-    current_device = arrays.current_device()
+    device = arrays.current_device()
     streams = arrays.streams_of(stream)
     named = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     if attn_mask_kv is not None:
@@ -73,10 +73,14 @@ def get_attn_mask_q(
     inputs = pack.inputs_on_gpu(named, streams)
     target = None if out is None else launch.on_gpu(out, "out", streams)
     memory = None if scratch is None else launch.on_gpu(scratch, "scratch", streams)
-    given = [*inputs, *(array for array in (target, memory) if array is not None)]
-    device = launch.common_device(given) if given else current_device
-    if device != current_device:
-        with cupy.cuda.Device(device):
+    given = inputs[:]
+    if target is not None:
+        given.append(target)
+    if memory is not None:
+        given.append(memory)
+    other = launch.other_device(given, device)
+    if other is not None:
+        with cupy.cuda.Device(other):
             return get_attn_mask_q(
                 cu_seqlens_q, cu_seqlens_k, attn_mask_kv, kv_token_num,
                 causal=causal, window=window, num_sink_tokens=num_sink_tokens,
@@ -90,7 +94,7 @@ def get_attn_mask_q(
         column_num = pack.check_out(target, inputs, column_num)
     on_gpu = bool(inputs)
     if on_gpu:
-        pack.check_cuts(*inputs[:2])
+        pack.check_cuts(inputs[0], inputs[1])
         row_num = pack.check_intervals(inputs[2]) if inputs[2:] else 0
     else:
         host = checks.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, column_num)
@@ -104,6 +108,8 @@ def get_attn_mask_q(
         arrays.wait_for_producers(given, streams)
         row_total, key_total = pack.check_cuts_values(q, k, streams)
         checks.check_totals(column_num, key_total, row_num if inputs[2:] else None, row_total)
+    if validate and row_num:
+        excess.check_excess(inputs, row_num, given, device, streams)
 
     if target is None:
         launch.forbid_in_capture(streams, "the result is allocated: give out=")
@@ -118,13 +124,13 @@ def get_attn_mask_q(
     if not row_num:
         launches = (plan.rule_launch(batch, rule, columns, column_num),)
     else:
-        nbytes = plan.scratch_nbytes(row_num)
-        memory = pack.scratch_memory(memory, [*inputs, target], nbytes, streams)
-        if validate:
-            excess.check_excess(inputs, row_num, memory, given, device, streams)
+        # The pool's memory may be handed out again at once: on this stream, behind the launches.
+        scratch_pointer, _ = pack.scratch_memory(
+            memory, plan.scratch_nbytes(row_num), [*inputs, target], streams
+        )
         launches = plan.interval_launches(
             batch, inputs[2].pointer, inputs[2].dtype == "int64", row_num, columns, column_num,
-            memory.pointer,
+            scratch_pointer,
         )  # fmt: skip
     launch.run(launches, given, device, streams)
     return out

@@ -14,14 +14,16 @@ from typing import Any
 # Launch constants that the kernels are compiled with. One tuple of options for all modules: CuPy
 # runs an empty compile for each distinct tuple in a process, about 25 ms.
 BLOCK_THREADS = 256
-WINDOW_SEQUENCES = 1024  # sequences of a tile whose cuts a block keeps in shared memory
-NEAR_TILES = 4  # row tiles that a block of columns reads whole
+WINDOW_SEQUENCES = 1022  # sequences of a tile whose cuts a block keeps in shared memory
+NEAR_TILES = 4  # row tiles that a block reads whole for a tile of columns
+FEW_TILES_SHIFT = 1  # 2**this row tiles have staircases that fit in a block's shared memory
 OWN_SEGMENTS = 4096  # segments of a forest up to which each block finds their minima itself
 OPTIONS = (
     "-std=c++17",
     f"-DBLOCK_THREADS={BLOCK_THREADS}",
     f"-DWINDOW_SEQUENCES={WINDOW_SEQUENCES}",
     f"-DNEAR_TILES={NEAR_TILES}",
+    f"-DFEW_TILES_SHIFT={FEW_TILES_SHIFT}",
     f"-DOWN_SEGMENTS={OWN_SEGMENTS}",
 )
 TILE = (
@@ -113,18 +115,46 @@ def compile_sources(arch: int) -> dict[str, str]:
 _KERNELS = {
     "columns_rule": ("columns_rule.cu", "PPiiIIIIPII"),
     "row_staircases": ("columns_intervals.cu", "PPiiIPiIIPPP"),
-    "columns_of_staircases": ("columns_intervals.cu", "PPPIIIPI"),
+    "columns_of_staircases": ("columns_intervals.cu", "PPPIIIPII"),
+    "columns_of_few_rows": ("columns_intervals.cu", "PPiiIPiIPI"),
+    "excess_of_rows": ("columns_intervals.cu", "PPiiIPiIIPPPPP"),
     "segment_minima": ("columns_tree.cu", "PiIP"),
     "columns_tree": ("columns_tree.cu", "PPiiIPiPPII"),
-    "excess_of_rows": ("excess.cu", "PPiiIPiIIPPPPP"),
+    "column_tile_lists": ("tile_lists.cu", "PIIIIIPPPPP"),
+    "row_tile_lists": ("tile_lists.cu", "PIIPPPP"),
+    "four_columns": ("forms.cu", "PIiP"),
+    "dense_mask": ("forms.cu", "PIIIIP"),
 }
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute, of which programmatic stream serialization is used."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_uint * 16))
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        *((axis, ctypes.c_uint) for axis in ("grid_x", "grid_y", "grid_z")),
+        *((axis, ctypes.c_uint) for axis in ("block_x", "block_y", "block_z")),
+        ("shared_memory", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("attribute_num", ctypes.c_uint),
+    )
+
+
+_PROGRAMMATIC_STREAM_SERIALIZATION = 6
 
 
 class Kernel:
     """A kernel, loaded for each device at its first use there.
 
     Launches through the driver with its parameters packed into one buffer a thread:
-    `RawKernel.__call__` wraps every argument in an object, which costs more than the launch.
+    `RawKernel.__call__` wraps every argument in an object, which costs more than the launch, and
+    cannot let a launch overlap the one before.
     """
 
     def __init__(self, name: str) -> None:
@@ -133,41 +163,63 @@ class Kernel:
         self._packer = struct.Struct(form)
         ends = [struct.calcsize(form[: i + 1]) for i in range(len(form))]
         self._offsets = [end - struct.calcsize(c) for end, c in zip(ends, form, strict=True)]
-        self._functions: dict[int, Any] = {}  # by device; a function keeps its module loaded
-        self._pointers: dict[int, int] = {}
+        self._functions: list[Any] = []  # keep their modules loaded
+        self.pointers: dict[int, int] = {}  # by device
         self._per_thread = threading.local()
-        self._driver_launch = require_cupy().cuda.driver.launchKernel
-
-    def is_loaded(self, device: int) -> bool:
-        return device in self._pointers
 
     def load(self, device: int) -> None:
         """Compile, or take from CuPy's disk cache, and load for the current device, `device`."""
         with _loading:
-            if device not in self._pointers:
-                self._functions[device] = function = (
-                    _module(self._file).get_function(self._name).kernel
-                )
-                self._pointers[device] = function.ptr
+            if device not in self.pointers:
+                function = _module(self._file).get_function(self._name).kernel
+                self._functions.append(function)
+                self.pointers[device] = function.ptr
 
-    def launch(self, device: int, stream: int, grid: int, arguments: tuple) -> None:
-        """Launch on the current device, `device`, for which the kernel is loaded."""
+    def launch(
+        self, device: int, stream: int, grid: int, arguments: tuple, overlap: bool = False
+    ) -> None:
+        """Launch on the current device, `device`, for which the kernel is loaded.
+
+        overlap: let it begin before the end of the launch before it, on devices that can.
+        """
         try:
-            buffer, parameters, _ = self._per_thread.parameters
+            own = self._per_thread.own
         except AttributeError:
-            buffer, parameters, _ = self._per_thread.parameters = self._new_parameters(device)
-        self._packer.pack_into(buffer, 0, *arguments)
-        self._driver_launch(
-            self._pointers[device], grid, 1, 1, BLOCK_THREADS, 1, 1, 0, stream, parameters, 0
-        )
+            own = self._per_thread.own = self._prepare(device)
+        call, config, config_address, pack, buffer, parameters = own
+        pack(buffer, 0, *arguments)
+        config.grid_x = grid
+        config.stream = stream
+        config.attribute_num = overlap and _can_overlap(device)
+        status = call(config_address, self.pointers[device], parameters, None)
+        if status:
+            require_cupy().cuda.driver.check_status(status)
 
-    def _new_parameters(self, device: int) -> tuple[Any, int, Any]:
-        """Return a buffer for the parameters, and the address of an array of pointers into it."""
+    def _prepare(self, device: int) -> tuple[Any, ...]:
+        """Return what a thread's launches reuse: the driver's call, its config, its parameters."""
         require_cupy().cuda.runtime.setDevice(device)  # makes the context current in a new thread
         buffer = ctypes.create_string_buffer(self._packer.size)
         start = ctypes.addressof(buffer)
-        pointers = (ctypes.c_void_p * len(self._offsets))(*(start + at for at in self._offsets))
-        return buffer, ctypes.addressof(pointers), pointers
+        parameters = (ctypes.c_void_p * len(self._offsets))(*(start + at for at in self._offsets))
+        attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION)
+        attribute.value[0] = 1
+        config = _Config(*(1, 1, 1), *(BLOCK_THREADS, 1, 1), 0, None, ctypes.pointer(attribute), 0)
+        call = _driver().cuLaunchKernelEx
+        call.argtypes = (ctypes.c_void_p,) * 4
+        return (
+            call, config, ctypes.addressof(config), self._packer.pack_into, buffer, parameters
+        )  # fmt: skip
+
+
+@cache
+def _driver() -> Any:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+@cache
+def _can_overlap(device: int) -> bool:
+    """Programmatic dependent launch came with compute capability 9.0."""
+    return int(require_cupy().cuda.Device(device).compute_capability) >= 90
 
 
 _loading = threading.Lock()

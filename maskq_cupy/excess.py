@@ -29,8 +29,8 @@ def excess_pairs(
         attn_mask_kv: int32 or int64, shape (Q, 2) or (2 * Q,): the keys [start, end) that each
             row sees, counted from its sequence's first key. The three are all on one GPU, or all
             lists and host arrays.
-        scratch: any contiguous GPU array of at least ``scratch_nbytes(Q)`` bytes; allocated if
-            None. Needed in a graph capture only.
+        scratch: any contiguous GPU array of at least ``excess_scratch_nbytes(Q)`` bytes; allocated
+            if None. Needed in a graph capture only.
         stream: the launch stream, as in ``get_attn_mask_q``.
         out: int64, of one element, on the GPU; is what is returned.
 
@@ -69,7 +69,10 @@ def excess_pairs(
     else:
         host = checks.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, None)
         inputs, row_num = pack.upload_batch(host, streams), host.row_num
-    memory = pack.scratch_memory(memory, [*inputs, target], plan.scratch_nbytes(row_num), streams)
+    # The pool's memory may be handed out again at once: on this stream, behind the launches.
+    scratch_pointer, _ = pack.scratch_memory(
+        memory, plan.excess_scratch_nbytes(row_num), [*inputs, target], streams
+    )
     if target is None:
         launch.forbid_in_capture(streams, "the result is allocated: give out=")
         out = arrays.empty((), np.int64, streams)
@@ -80,7 +83,7 @@ def excess_pairs(
     if row_num:
         launches = plan.excess_launches(
             pack.plan_batch(inputs[0], inputs[1]), inputs[2].pointer, inputs[2].dtype == "int64",
-            row_num, pairs, 0, memory.pointer,
+            row_num, pairs, 0, scratch_pointer,
         )  # fmt: skip
     launch.run(launches, given, device, streams, zeroed=(pairs, 8))
     return out
@@ -98,18 +101,18 @@ def _check_out(target: GpuArray, inputs: list[GpuArray]) -> None:
 def check_excess(
     inputs: list[GpuArray],
     row_num: int,
-    memory: GpuArray,
     given: list[GpuArray],
     device: int,
     streams: Streams,
 ) -> None:
     """Count on the GPU, wait for the count, and raise if it is not 0; row_num is at least 1."""
     q, k, intervals = inputs
+    scratch, _ = pack.scratch_memory(None, plan.excess_scratch_nbytes(row_num), [], streams)
     found = arrays.empty((2,), np.int64, streams)
     pairs, rows_from_first = found.data.ptr, found.data.ptr + 8
     launches = plan.excess_launches(
         pack.plan_batch(q, k), intervals.pointer, intervals.dtype == "int64", row_num,
-        pairs, rows_from_first, memory.pointer,
+        pairs, rows_from_first, scratch,
     )  # fmt: skip
     launch.run(launches, given, device, streams, zeroed=(pairs, 16))
     count, rows = (int(value) for value in arrays.download(pairs, np.int64, 2, streams.launch))

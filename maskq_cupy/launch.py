@@ -17,14 +17,17 @@ def on_gpu(value: Any, name: str, streams: Streams) -> GpuArray:
     return array
 
 
-def common_device(given: list[GpuArray]) -> int:
-    """Return the device that all the arrays are on."""
-    device = given[0].device
+def other_device(given: list[GpuArray], device: int) -> int | None:
+    """Return the device that the arrays are on where it is not `device`, the current one."""
     for array in given:
         if array.device != device:
-            found = sorted({a.device for a in given})
-            raise ValueError(f"all arrays must be on one GPU, got devices {found}")
-    return device
+            break
+    else:
+        return None
+    found = {array.device for array in given}
+    if len(found) > 1:
+        raise ValueError(f"all arrays must be on one GPU, got devices {sorted(found)}")
+    return found.pop()
 
 
 def forbid_overlap(name: str, array: GpuArray, others: Iterable[GpuArray | None]) -> None:
@@ -60,12 +63,20 @@ def run(
     ``zeroed`` is the pointer and the bytes of memory that is set to 0 before the launches.
     """
     for launch in launches:
-        if not kernel(launch.kernel).is_loaded(device):
+        if device not in kernel(launch.kernel).pointers:
             forbid_in_capture(streams, "a kernel is compiled at its first use: call once before")
             kernel(launch.kernel).load(device)
-    arrays.wait_for_producers(given, streams)
+    stream, current = streams
+    in_order = stream == current
+    for array in given:
+        if array.stream != stream:
+            in_order = False
+    if not in_order:
+        arrays.wait_for_producers(given, streams)
     if zeroed is not None:
-        arrays.zero(*zeroed, streams.launch)
+        arrays.zero(*zeroed, stream)
     for launch in launches:
-        kernel(launch.kernel).launch(device, streams.launch, launch.grid, launch.arguments)
-    arrays.release_to_producers(given, streams)
+        name, grid, arguments, overlap = launch
+        kernel(name).launch(device, stream, grid, arguments, overlap)
+    if not in_order:
+        arrays.release_to_producers(given, streams)

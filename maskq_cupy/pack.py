@@ -23,25 +23,26 @@ class Call(NamedTuple):
 
 def call_of(named: dict[str, Any], out: Any, scratch: Any, stream: Any) -> Call:
     """Find the arrays of a call and the device that they are on, the current one if on none."""
-    current_device = arrays.current_device()
+    current = arrays.current_device()
     streams = arrays.streams_of(stream)
     inputs = inputs_on_gpu(named, streams)
     target = None if out is None else launch.on_gpu(out, "out", streams)
     memory = None if scratch is None else launch.on_gpu(scratch, "scratch", streams)
     given = [*inputs, *(array for array in (target, memory) if array is not None)]
-    device = launch.common_device(given) if given else current_device
-    if stream is not None and device == current_device:
+    other = launch.other_device(given, current)
+    if stream is not None and other is None:
         arrays.check_stream(streams.launch)
-    return Call(inputs, target, memory, given, device, streams)
+    return Call(inputs, target, memory, given, current if other is None else other, streams)
 
 
 def inputs_on_gpu(named: dict[str, Any], streams: Streams) -> list[GpuArray]:
     """Return the facts of the input arrays on a GPU, or nothing where all are on the host."""
-    found = {name: arrays.gpu_array(value, name, streams) for name, value in named.items()}
-    inputs = [array for array in found.values() if array is not None]
+    found = [arrays.gpu_array(value, name, streams) for name, value in named.items()]
+    inputs = [array for array in found if array is not None]
     if inputs and len(inputs) < len(found):
         places = ", ".join(
-            f"{name} on {'the host' if array is None else 'a GPU'}" for name, array in found.items()
+            f"{name} on {'the host' if array is None else 'a GPU'}"
+            for name, array in zip(named, found, strict=True)
         )
         raise TypeError(f"the input must be all on one GPU or all on the host, got {places}")
     return inputs
@@ -70,31 +71,34 @@ def check_contiguous(name: str, array: GpuArray) -> None:
 
 def check_out(target: GpuArray, inputs: list[GpuArray], column_num: int | None) -> int:
     """Return the number of columns that `out` has room for."""
-    shape = tuple(target.shape)
-    if target.dtype != "int32" or shape[-1:] != (2,) or shape[:-2] not in ((), (1, 1)):
-        raise checks.form_error("out", "int32 of shape (N, 2) or (1, 1, N, 2)", target.dtype, shape)
-    if column_num is not None and shape[-2] != column_num:
+    shape = target.shape
+    room = checks.check_columns_form(target.dtype, shape, "out")
+    if column_num is not None and room != column_num:
         raise ValueError(
-            f"out must have N = kv_token_num = {column_num} columns, got shape {shape}"
+            f"out must have N = kv_token_num = {column_num} columns, got shape {tuple(shape)}"
         )
     if not target.contiguous:
-        raise ValueError(f"out must be C-contiguous, got a strided view of shape {shape}")
+        raise ValueError(f"out must be C-contiguous, got a strided view of shape {tuple(shape)}")
     if not target.writable:
         raise ValueError(f"out must be writable, got a read-only {type(target.value).__name__}")
     if target.pointer % 8:
         raise ValueError(f"out must be 8-byte aligned, got address {target.pointer:#x}")
     launch.forbid_overlap("out", target, inputs)
-    return shape[-2]
+    return room
 
 
 def scratch_memory(
-    memory: GpuArray | None, others: list[GpuArray | None], nbytes: int, streams: Streams
-) -> GpuArray:
-    """Return the given scratch memory, checked, or allocate it, where the stream may allocate."""
+    memory: GpuArray | None, nbytes: int, others: list[GpuArray | None], streams: Streams
+) -> tuple[int, Any]:
+    """Return the pointer of scratch memory, given or from the pool, and what keeps it alive."""
     if memory is None:
-        reason = f"scratch memory is allocated: give scratch= of {nbytes} bytes"
-        launch.forbid_in_capture(streams, reason)
-        return launch.on_gpu(arrays.empty((nbytes,), np.uint8, streams), "scratch", streams)
+        if nbytes == 0:
+            return 0, None
+        launch.forbid_in_capture(
+            streams, f"scratch memory is allocated: give scratch= of {nbytes} bytes"
+        )
+        pool = arrays.empty((nbytes,), np.uint8, streams)
+        return pool.data.ptr, pool
     if (
         memory.nbytes < nbytes
         or not memory.contiguous
@@ -107,27 +111,30 @@ def scratch_memory(
             f"contiguous={memory.contiguous}, writable={memory.writable}"
         )
     launch.forbid_overlap("scratch", memory, others)
-    return memory
+    return memory.pointer, memory.value
 
 
-def upload(host: list[np.ndarray], streams: Streams) -> list[GpuArray]:
-    """Copy host arrays to the current device."""
+def upload(parts: list[np.ndarray], streams: Streams) -> list[GpuArray]:
+    """Copy int64 arrays of shape (n,) to the current device in one transfer."""
     launch.forbid_in_capture(streams, "host input is copied: give arrays on the GPU")
-    uploaded = [arrays.upload(array, streams.launch) for array in host]
-    return [launch.on_gpu(array, "the copy", streams) for array in uploaded]
+    memory = arrays.upload(np.concatenate(parts), streams.launch)
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+    split = [memory[end - len(part) : end] for end, part in zip(ends, parts, strict=True)]
+    return [launch.on_gpu(array, "the copy", streams) for array in split]
 
 
 def upload_batch(host: checks.HostBatch, streams: Streams) -> list[GpuArray]:
     """Copy a host batch to the current device: cu_seqlens_q, cu_seqlens_k, and any intervals."""
-    cuts = [host.cu_seqlens_q.astype(np.int32), host.cu_seqlens_k.astype(np.int32)]
-    wanted = cuts if host.attn_mask_kv is None else [*cuts, host.attn_mask_kv]
-    return upload(wanted, streams)
+    parts = [host.cu_seqlens_q, host.cu_seqlens_k]
+    if host.attn_mask_kv is not None:
+        parts.append(host.attn_mask_kv.reshape(-1))
+    return upload(parts, streams)
 
 
 def read_back(array: GpuArray, streams: Streams, entries: slice = slice(-1, None)) -> np.ndarray:
     """Copy entries of an array of shape (n,) to the host, behind the work on the launch stream."""
     start, stop, _ = entries.indices(array.shape[0])
-    pointer = array.pointer + start * array.itemsize
+    pointer = array.pointer + start * 4 * stride(array)
     return arrays.download(pointer, array.dtype, stop - start, streams.launch)
 
 
@@ -153,4 +160,4 @@ def stride(array: GpuArray) -> int:
 
 
 def plan_batch(q: GpuArray, k: GpuArray) -> plan.Batch:
-    return plan.Batch(q.pointer, k.pointer, stride(q), stride(k), k.shape[0] - 1)
+    return q.pointer, k.pointer, stride(q), stride(k), k.shape[0] - 1

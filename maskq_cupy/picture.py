@@ -7,12 +7,16 @@ NumPy is all that is needed; matplotlib (the ``plot`` extra) is imported when a 
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+
+from maskq_cupy import checks, reference
 
 LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 COLOURS = ("#2f6db5", "#e07b39", "#3a9a5b", "#b0407f", "#7b62b8", "#b08d1e", "#23919c", "#374151")
 SEVERAL_SEQUENCES, NO_SEQUENCE = -1, -2  # of a cell
+EMPTY, PARTIAL, FULL = 0, 1, 2  # of a tile
 PNG_CELLS = 600  # along each side: about as many as the picture has pixels for
 
 
@@ -124,6 +128,75 @@ def drawing(
     return "\n".join(line.rstrip() for line in lines)
 
 
+def tile_drawing(
+    columns: np.ndarray,
+    q_token_num: int,
+    block_size: int | tuple[int, int],
+    width: int = 80,
+    height: int = 40,
+) -> str:
+    """Return the tiles of the mask drawn in text: ``#`` full, ``+`` partial, ``.`` empty.
+
+    Where there are more tiles than fit, a character is several: ``+`` unless all are alike.
+
+    Args:
+        columns: int32, shape (N, 2), columns [LTS, UTE].
+        q_token_num: number of query rows Q.
+        block_size: (rows, columns) of a tile, or one int for both.
+        width: most characters in a line of tiles, 40 or more.
+        height: most lines of tiles.
+    """
+    block_q, block_k = checks.check_block_size(block_size)
+    states = _tile_states(columns, q_token_num, (block_q, block_k))
+    if not states.size:
+        return f"No tiles: {q_token_num} query rows, {len(columns)} key columns."
+    margin = max(len(str(q_token_num)), 3)
+    room = width - margin - 2
+    cells, rows, keys = _tile_cells(states, height, room)
+    pitch = 2 if 2 * (len(keys) - 1) <= room else 1
+    full, partial = (f"{np.count_nonzero(states == state):,}" for state in (FULL, PARTIAL))
+    empty = f"{np.count_nonzero(states == EMPTY):,}"
+    no_cuts = np.empty(0, int)
+    lines = [
+        f"Tiles of {block_q} rows x {block_k} keys: {full} full, {partial} partial, {empty} empty"
+    ]
+    lines.append("row".rjust(margin) + "  " + _labels(keys * block_k, no_cuts, pitch, 1))
+    for row, line in zip(rows * block_q, np.array(list(".+#"))[cells], strict=False):
+        lines.append(f"{row:>{margin}}  " + _line(line, no_cuts, pitch, "", " "))
+    several = " or different ones" if cells.size < states.size else ""
+    lines.append(f"#: full, +: partial{several}, .: empty")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _tile_states(columns: np.ndarray, q_token_num: int, block_size: tuple[int, int]) -> np.ndarray:
+    """Return whether each tile is EMPTY, PARTIAL or FULL, (row tiles, column tiles)."""
+    blocks = reference.to_blocks(columns, q_token_num, block_size)
+    states = np.full(blocks.kv_indices.shape[2:], EMPTY)
+    for state, count, indices in (
+        (PARTIAL, blocks.kv_num_blocks[0, 0], blocks.kv_indices[0, 0]),
+        (FULL, blocks.full_kv_num_blocks[0, 0], blocks.full_kv_indices[0, 0]),
+    ):
+        row, place = np.nonzero(np.arange(indices.shape[1]) < count[:, None])
+        states[row, indices[row, place]] = state
+    return states
+
+
+def _tile_cells(
+    states: np.ndarray, most_rows: int, most_keys: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scale the tiles down to cells; return their states and their edges in tiles, both ways."""
+    no_cuts = np.zeros(1, np.int64)
+    rows, keys = (
+        _cells(no_cuts, n, most)[0]
+        for n, most in zip(states.shape, (most_rows, most_keys), strict=True)
+    )
+    lowest, highest = (
+        extreme.reduceat(extreme.reduceat(states, rows[:-1], axis=0), keys[:-1], axis=1)
+        for extreme in (np.minimum, np.maximum)
+    )
+    return np.where(lowest == highest, lowest, PARTIAL), rows, keys
+
+
 def _glyphs(shown: np.ndarray, sequence: np.ndarray) -> np.ndarray:
     letter = np.where(sequence < 0, "*", LETTERS[sequence % 26])
     letter = np.where(shown < 1, np.char.lower(letter), letter)
@@ -179,11 +252,16 @@ def _labels(edges: np.ndarray, cuts: np.ndarray, pitch: int, gap: int) -> str:
 
 
 def save_png(
-    columns: np.ndarray, cu_seqlens_q: np.ndarray, cu_seqlens_k: np.ndarray, path: str | os.PathLike
+    columns: np.ndarray,
+    cu_seqlens_q: np.ndarray,
+    cu_seqlens_k: np.ndarray,
+    path: str | os.PathLike,
+    block_size: int | tuple[int, int] | None = None,
 ) -> None:
     """Save the mask as a PNG: each sequence in its colour, what it does not show in a tint.
 
-    Takes what ``drawing`` takes. Raises ImportError without matplotlib, naming the extra that
+    Takes what ``drawing`` takes. With a ``block_size``, full tiles are shaded over it, partial
+    ones less, and empty ones not. Raises ImportError without matplotlib, naming the extra that
     brings it, and ValueError for a pack without rows or keys.
     """
     try:
@@ -208,6 +286,8 @@ def save_png(
     axes = figure.add_subplot()
     lines = "white" if max(row_num, column_num) <= 64 else "none"
     axes.pcolormesh(keys - 0.5, rows - 0.5, 1 - ink * (1 - colour), edgecolors=lines)
+    if block_size is not None:
+        _shade_tiles(axes, columns, row_num, checks.check_block_size(block_size))
     axes.invert_yaxis()
     axes.set_box_aspect(ratio)
     for axis in (axes.xaxis, axes.yaxis):
@@ -217,3 +297,16 @@ def save_png(
     axes.set_ylabel(f"query row (of {row_num:,})")
     axes.spines[:].set_color("#c8ccd2")
     figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)
+
+
+def _shade_tiles(axes: Any, columns: np.ndarray, row_num: int, block_size: tuple[int, int]) -> None:
+    states = _tile_states(columns, row_num, block_size)
+    cells, rows, keys = _tile_cells(states, PNG_CELLS, PNG_CELLS)
+    rows = np.minimum(rows * block_size[0], row_num) - 0.5
+    keys = np.minimum(keys * block_size[1], len(columns)) - 0.5
+    shade = np.zeros((*cells.shape, 4))  # black, by its opacity
+    shade[..., 3] = np.array([0, 0.12, 0.4])[cells]
+    lines = "#374151" if max(states.shape) <= 64 else "none"
+    axes.pcolormesh(keys, rows, shade, edgecolors=lines, linewidth=0.5)
+    tile = f"{block_size[0]} rows x {block_size[1]} keys"
+    axes.set_title(f"tiles of {tile}: dark full, shaded partial, clear empty", fontsize=9)

@@ -6,26 +6,28 @@ run the same launches on the CPU.
 
 from typing import Any, NamedTuple
 
-from maskq_cupy.compile import BLOCK_THREADS, OWN_SEGMENTS
+from maskq_cupy import checks
+from maskq_cupy.compile import BLOCK_THREADS, FEW_TILES_SHIFT, OWN_SEGMENTS
+from maskq_cupy.reference import Blocks
 from maskq_cupy.rule import Rule
 
-EDGES_NBYTES = 8 * 1024  # int2 for each of at most 1,024 groups of row tiles
+EDGES_NBYTES = 4 * 1024  # int2 for each of at most 512 groups of row tiles
 
 
 class Launch(NamedTuple):
+    """A kernel's name, its number of blocks, its arguments.
+
+    ``overlap``: it may begin while the launch before it still runs, and waits for it by itself.
+    """
+
     kernel: str
     grid: int
     arguments: tuple
+    overlap: bool = False
 
 
-class Batch(NamedTuple):
-    """A pack's cu_seqlens: pointers, and strides in 32-bit words (1 for int32, 2 for int64)."""
-
-    q: Any
-    k: Any
-    q_stride: int
-    k_stride: int
-    size: int
+# A pack's cu_seqlens: pointers, their strides in 32-bit words (1 for int32, 2 for int64), and B.
+Batch = tuple[Any, Any, int, int, int]
 
 
 def rule_launch(
@@ -39,19 +41,38 @@ def rule_launch(
 def _column_tiles(column_num: int, block_threads: int) -> tuple[int, int]:
     """Return the pairs of columns that a thread writes, and the blocks that write them all."""
     # More columns a thread save searches; fewer fill the GPU where there are few.
-    steps = 1 if column_num < 1 << 19 else 4 if column_num < 1 << 24 else 16
+    steps = 1 if column_num < 1 << 19 else 4 if column_num < 1 << 21 else 8
     return steps, column_num // (2 * block_threads * steps) + 1  # may start with half a pair
 
 
 def scratch_nbytes(q_token_num: int) -> int:
     """Return the bytes of scratch memory that a call with attn_mask_kv of so many rows needs.
 
-    8 a row for its two staircases, and 8 KiB. As much is enough for a tree of so many segments.
+    8 a row for its two staircases, and 4 KiB; none where the rows are few.
 
-    >>> scratch_nbytes(1000)
-    16192
+    >>> scratch_nbytes(10_000), scratch_nbytes(1000)
+    (84096, 0)
+    """
+    return interval_scratch_nbytes(q_token_num, BLOCK_THREADS)
+
+
+def interval_scratch_nbytes(row_num: int, block_threads: int) -> int:
+    if _row_tiles(row_num, block_threads) <= 1 << FEW_TILES_SHIFT:
+        return 0
+    return excess_scratch_nbytes(row_num)
+
+
+def excess_scratch_nbytes(q_token_num: int) -> int:
+    """Return the bytes of scratch memory that `excess_pairs` of so many rows needs.
+
+    >>> excess_scratch_nbytes(1000)
+    12096
     """
     return EDGES_NBYTES + 2 * _staircase_nbytes(q_token_num)
+
+
+def _row_tiles(row_num: int, block_threads: int) -> int:
+    return -(-row_num // (4 * block_threads))
 
 
 def _staircase_nbytes(row_num: int) -> int:
@@ -67,29 +88,45 @@ def interval_launches(
     column_num: int,
     scratch: Any,
     block_threads: int = BLOCK_THREADS,
-) -> tuple[Launch, Launch]:
-    """Return the launches that write the columns of intervals; both numbers are at least 1."""
+) -> tuple[Launch, ...]:
+    """Return the launches that write the columns of intervals; both numbers are at least 1.
+
+    One where the rows are few; it needs no scratch.
+    """
+    tile = 4 * block_threads
+    tile_num = _row_tiles(row_num, block_threads)
+    if tile_num <= 1 << FEW_TILES_SHIFT:
+        arguments = (*batch, intervals, is_int64, row_num, columns, column_num)
+        return (Launch("columns_of_few_rows", column_num // tile + 1, arguments),)
     rows = _rows_launch(batch, intervals, is_int64, row_num, scratch, block_threads)
-    tiles_per_group, ends, starts, edges = rows.arguments[-4:]
-    inverse = Launch(
-        "columns_of_staircases",
-        column_num // (4 * block_threads) + 1,
-        (ends, starts, edges, row_num, tiles_per_group, rows.grid, columns, column_num),
+    group_shift, ends, starts, edges = rows.arguments[-4:]
+    tiles_per_block = 1 if column_num < 1 << 20 else 2 if column_num < 1 << 22 else 8
+    return (
+        rows,
+        Launch(
+            "columns_of_staircases",
+            column_num // (tile * tiles_per_block) + 1,
+            (
+                *(ends, starts, edges, row_num, group_shift, rows.grid),
+                *(columns, column_num, tiles_per_block),
+            ),
+            # Where they are many, blocks that wait would take the place of those that work.
+            overlap=column_num < 1 << 19,
+        ),
     )
-    return rows, inverse
 
 
 def _rows_launch(
     batch: Batch, intervals: Any, is_int64: bool, row_num: int, scratch: Any, block_threads: int
 ) -> Launch:
     """Return the launch that scans the rows; scratch holds the edges, the ends and the starts."""
-    tile = 4 * block_threads
-    tile_num = -(-row_num // tile)
-    tiles_per_group = -(-tile_num // tile)
-    group_num = -(-tile_num // tiles_per_group)
+    tile_num = _row_tiles(row_num, block_threads)
+    most_groups = 2 * block_threads
+    group_shift = max(0, (tile_num - 1).bit_length() - (most_groups - 1).bit_length())
+    group_num = ((tile_num - 1) >> group_shift) + 1
     ends = scratch + EDGES_NBYTES
     starts = ends + _staircase_nbytes(row_num)
-    arguments = (*batch, intervals, is_int64, row_num, tiles_per_group, ends, starts, scratch)
+    arguments = (*batch, intervals, is_int64, row_num, group_shift, ends, starts, scratch)
     return Launch("row_staircases", group_num, arguments)
 
 
@@ -108,15 +145,21 @@ def excess_launches(
     pairs, and rows_from_first if it is not 0, point to 64 bits that are 0 before.
     """
     rows = _rows_launch(batch, intervals, is_int64, row_num, scratch, block_threads)
-    arguments = (*rows.arguments, pairs, rows_from_first)
-    return rows, Launch("excess_of_rows", rows.grid, arguments)
+    return rows, Launch("excess_of_rows", rows.grid, (*rows.arguments, pairs, rows_from_first))
 
 
-def minima_nbytes(segment_num: int, own_segments: int = OWN_SEGMENTS) -> int:
-    """Return the bytes of scratch memory that a forest of so many segments needs, often none.
+def tree_scratch_nbytes(segment_num: int) -> int:
+    """Return the bytes of scratch memory that a tree of so many segments needs.
 
-    Never more than ``scratch_nbytes(segment_num)``.
+    An eighth of a byte a segment or so; none where they are no more than a few thousand.
+
+    >>> tree_scratch_nbytes(4096), tree_scratch_nbytes(100_000)
+    (0, 12908)
     """
+    return minima_nbytes(segment_num, OWN_SEGMENTS)
+
+
+def minima_nbytes(segment_num: int, own_segments: int) -> int:
     return 4 * sum(_levels(segment_num)) if segment_num > own_segments else 0
 
 
@@ -140,16 +183,84 @@ def tree_launches(
     block_threads: int = BLOCK_THREADS,
     own_segments: int = OWN_SEGMENTS,
 ) -> tuple[Launch, ...]:
-    """Return the launches that write the columns of a forest; column_num is at least 1.
+    """Return the launches that write the columns of a tree; column_num is at least 1.
 
-    scratch holds ``minima_nbytes(batch.size)`` bytes, and is not used where these are none.
+    One where the segments are few; it needs no scratch.
     """
+    segment_num = batch[-1]
     steps, grid = _column_tiles(column_num, block_threads)
     tree = (*batch, parent, parent_stride)
-    if batch.size <= own_segments:
+    if segment_num <= own_segments:
         return (Launch("columns_tree", grid, (*tree, 0, columns, column_num, steps)),)
-    top = _levels(batch.size)[-1]
+    top = _levels(segment_num)[-1]
     return (
-        Launch("segment_minima", top, (parent, parent_stride, batch.size, scratch)),
+        Launch("segment_minima", top, (parent, parent_stride, segment_num, scratch)),
         Launch("columns_tree", grid, (*tree, scratch, columns, column_num, steps)),
     )
+
+
+def tile_grid(q_token_num: int, kv_token_num: int, block_size: tuple[int, int]) -> tuple[int, int]:
+    """Return how many tiles of (rows, columns) cover the rows, and how many the columns."""
+    return -(-q_token_num // block_size[0]), -(-kv_token_num // block_size[1])
+
+
+def block_shapes(row_tiles: int, column_tiles: int) -> Blocks:
+    """Return the shape of each array of a Blocks."""
+    row, column = (1, 1, row_tiles), (1, 1, column_tiles)
+    of_row, of_column = (*row, column_tiles), (*column, row_tiles)
+    return Blocks(row, of_row, row, of_row, column, of_column, column, of_column)
+
+
+def blocks_scratch_nbytes(
+    q_token_num: int, kv_token_num: int, block_size: int | tuple[int, int] = (128, 128)
+) -> int:
+    """Return the bytes of scratch memory that `to_blocks` needs: two bits a tile.
+
+    >>> blocks_scratch_nbytes(131072, 131072)
+    262144
+    """
+    rows, columns = tile_grid(q_token_num, kv_token_num, checks.check_block_size(block_size))
+    return 8 * -(-rows // 32) * columns
+
+
+def block_launches(
+    columns: Any,
+    column_num: int,
+    row_num: int,
+    block_size: tuple[int, int],
+    blocks: Blocks,
+    scratch: Any,
+    block_threads: int = BLOCK_THREADS,
+) -> list[Launch]:
+    """Return the launches that write the lists; blocks are pointers, and numbers may be 0."""
+    row_tiles, column_tiles = tile_grid(row_num, column_num, block_size)
+    by_column = Launch(
+        "column_tile_lists",
+        column_tiles,
+        (columns, column_num, row_num, *block_size, row_tiles, scratch, *blocks[4:]),
+    )
+    by_row = Launch(
+        "row_tile_lists",
+        -(-row_tiles // (block_threads // 32)),
+        (scratch, row_tiles, column_tiles, *blocks[:4]),
+    )
+    return [launch for launch in (by_column, by_row) if launch.grid]
+
+
+def four_columns_launch(
+    columns: Any, column_num: int, total: int, out: Any, block_threads: int = BLOCK_THREADS
+) -> Launch:
+    """Return the launch that writes the four columns; column_num is at least 1."""
+    grid = -(-column_num // block_threads)
+    return Launch("four_columns", grid, (columns, column_num, total, out))
+
+
+def dense_launch(
+    columns: Any, column_num: int, row_num: int, out: Any, block_threads: int = BLOCK_THREADS
+) -> Launch:
+    """Return the launch that writes the dense mask; both numbers are at least 1."""
+    blocks_a_row = -(-column_num // (4 * block_threads))
+    rows_per_block = 32  # enough that reading the bounds does not count
+    grid = blocks_a_row * -(-row_num // rows_per_block)
+    arguments = (columns, column_num, row_num, rows_per_block, blocks_a_row, out)
+    return Launch("dense_mask", grid, arguments)

@@ -4,12 +4,14 @@ Terms, shapes and rules are those of the GPU functions of the same names. All ar
 64-bit integers, nothing loops over rows or columns in Python, and NumPy is all that it needs.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from maskq_cupy import checks
 from maskq_cupy.rule import CAUSAL, Rule, resolve_rule
+
+DENSE_LIMIT = 2**30  # pairs, a byte each, of a dense mask unless the caller allows more
 
 
 def get_attn_mask_q(
@@ -174,3 +176,152 @@ def _visible_keys(
     start, end = np.clip(start, 0, kv_len), np.clip(end, 0, kv_len)
     blind = end <= start
     return np.where(blind, kv_end, kv_start + start), np.where(blind, kv_start, kv_start + end)
+
+
+class Blocks(NamedTuple):
+    """Which tiles are partial and which are full, as FlexAttention's BlockMask has it.
+
+    ``kv_*`` list the column tiles of each row tile, ``q_*`` the row tiles of each column tile. Of
+    the indices the first ``num_blocks`` count, ascending; the rest are 0.
+    """
+
+    kv_num_blocks: Any
+    kv_indices: Any
+    full_kv_num_blocks: Any
+    full_kv_indices: Any
+    q_num_blocks: Any
+    q_indices: Any
+    full_q_num_blocks: Any
+    full_q_indices: Any
+
+
+def to_blocks(
+    columns: Any, q_token_num: int, block_size: int | tuple[int, int] = (128, 128)
+) -> Blocks:
+    """Return which tiles of the mask are full and which are partial, by row and by column tile.
+
+    A tile is full where all of its pairs are shown, partial where some are; one that hangs over
+    the last row or column is never full.
+
+    Args:
+        columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on the host.
+        q_token_num: number of query rows Q, those of padding included.
+        block_size: (rows, columns) of a tile, or one int for both.
+
+    Returns:
+        Blocks of int32, shapes (1, 1, Qt) and (1, 1, Qt, Nt) for the ``kv_*`` and (1, 1, Nt) and
+        (1, 1, Nt, Qt) for the ``q_*``, for Qt x Nt tiles.
+
+    O(N + Qt * Nt) work and memory.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    >>> blocks = to_blocks(get_attn_mask_q([0, 6], [0, 6]), 6, (2, 3))
+    >>> blocks.kv_num_blocks.tolist(), blocks.kv_indices.tolist()
+    ([[[1, 1, 1]]], [[[[0, 0], [1, 0], [1, 0]]]])
+    >>> blocks.full_kv_num_blocks.tolist(), blocks.full_kv_indices.tolist()
+    ([[[0, 1, 1]]], [[[[0, 0], [0, 0], [0, 0]]]])
+    """
+    lts, ute = _host_columns(columns)
+    row_num = checks.check_int(q_token_num, "q_token_num")
+    block_q, block_k = checks.check_block_size(block_size)
+    live = _live_row_tiles(lts, ute, row_num, block_q, block_k)
+    full = _full_row_tiles(lts, ute, row_num, block_q, block_k)
+    partial = live & ~full
+    return Blocks(*_listed(partial.T), *_listed(full.T), *_listed(partial), *_listed(full))
+
+
+def _host_columns(columns: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return LTS and UTE, int64."""
+    array = np.asarray(columns)
+    checks.check_columns_form(str(array.dtype), array.shape)
+    lts, ute = array.reshape(-1, 2).T.astype(np.int64)
+    return lts, ute
+
+
+def _live_row_tiles(
+    lts: np.ndarray, ute: np.ndarray, row_num: int, block_q: int, block_k: int
+) -> np.ndarray:
+    """Return the boolean (Nt, Qt): is a column of the tile shown to a row of it?"""
+    tile = np.arange(len(lts)) // block_k
+    row, row_end = np.maximum(ute, 0), np.minimum(lts, row_num)
+    shown = row < row_end
+    first, last = row[shown] // block_q, (row_end[shown] - 1) // block_q
+    # A column adds one to the row tiles first .. last, as a difference.
+    change = np.zeros((-(-len(lts) // block_k), -(-row_num // block_q) + 1), np.int64)
+    np.add.at(change, (tile[shown], first), 1)
+    np.add.at(change, (tile[shown], last + 1), -1)
+    return change.cumsum(axis=1)[:, :-1] > 0
+
+
+def _full_row_tiles(
+    lts: np.ndarray, ute: np.ndarray, row_num: int, block_q: int, block_k: int
+) -> np.ndarray:
+    """Return the boolean (Nt, Qt): do all rows of it lie between the tile's max(UTE), min(LTS)?"""
+    first_column = np.arange(0, len(lts), block_k)
+    first_row = np.arange(0, row_num, block_q)
+    if not len(lts):
+        return np.zeros((0, len(first_row)), bool)
+    max_ute = np.maximum.reduceat(ute, first_column)[:, None]
+    min_lts = np.minimum.reduceat(lts, first_column)[:, None]
+    whole = (first_column + block_k <= len(lts))[:, None]
+    return whole & (first_row >= max_ute) & (first_row + block_q <= np.minimum(min_lts, row_num))
+
+
+def _listed(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many tiles of each row are set, and which, first the set ones and then zeros."""
+    count = tiles.sum(axis=1, dtype=np.int32)
+    ascending = np.argsort(~tiles, axis=1, kind="stable").astype(np.int32)
+    ascending[np.arange(tiles.shape[1]) >= count[:, None]] = 0
+    return count[None, None], ascending[None, None]
+
+
+def to_four_columns(columns: Any, q_token_num: int) -> np.ndarray:
+    """Return the columns in the older form of FlashMask's operators.
+
+    Args:
+        columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on the host.
+        q_token_num: number of query rows Q.
+
+    Returns:
+        int32, shape (N, 4), columns [LTS, Q, 0, UTE]: hidden from the rows from LTS up to Q, and
+        from 0 up to UTE.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    >>> to_four_columns(get_attn_mask_q([0, 2], [0, 2]), 2)
+    array([[2, 2, 0, 0],
+           [2, 2, 0, 1]], dtype=int32)
+    """
+    lts, ute = _host_columns(columns)
+    row_num = checks.check_int(q_token_num, "q_token_num")
+    four = [lts, np.full_like(lts, row_num), np.zeros_like(lts), ute]
+    return np.stack(four, axis=1).astype(np.int32)
+
+
+def to_dense(columns: Any, q_token_num: int, *, limit: int = DENSE_LIMIT) -> np.ndarray:
+    """Return the mask as a matrix: does the row see the column?
+
+    Args:
+        columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on the host.
+        q_token_num: number of query rows Q.
+        limit: the most pairs of row and column to allow, a byte each.
+
+    Returns:
+        bool, shape (Q, N).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    >>> to_dense(get_attn_mask_q([0, 3], [0, 3], window=(1, 0)), 3).astype(int)
+    array([[1, 0, 0],
+           [1, 1, 0],
+           [0, 1, 1]])
+    """
+    lts, ute = _host_columns(columns)
+    row_num = checks.check_int(q_token_num, "q_token_num")
+    checks.check_dense_size(row_num, len(lts), limit)
+    row = np.arange(row_num)[:, None]
+    return (row >= ute) & (row < lts)

@@ -35,8 +35,8 @@ def tree_attn_mask_q(
             by nobody. If None it is taken from out, or from host input, or else read back from the
             GPU, which waits for it.
         out: int32, shape (N, 2) or (1, 1, N, 2), C-contiguous, on the GPU; is what is returned.
-        scratch: any contiguous GPU array of ``scratch_nbytes(B)`` bytes; allocated if None. Needed
-            in a graph capture only, and there only of thousands of segments.
+        scratch: any contiguous GPU array of at least ``tree_scratch_nbytes(B)`` bytes, which is 0
+            up to some thousands of segments; allocated if None. Needed in a graph capture only.
         stream: the launch stream, as in ``get_attn_mask_q``.
         validate: check the values on the GPU too, at the cost of a wait.
 
@@ -44,7 +44,7 @@ def tree_attn_mask_q(
         int32 cupy.ndarray, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c
         is shown to exactly the rows ``[UTE, LTS)``; or ``out``. It is what the rows see, exactly.
 
-    One launch, two of thousands of segments; O(N + B) work, searches of O(log B) loads; allocates
+    One launch, two where segments are many; O(N + B) work, searches of O(log B) loads; allocates
     the result and the scratch memory from CuPy's pool, and nothing where they are given.
 
     Raises:
@@ -74,7 +74,7 @@ def tree_attn_mask_q(
     else:
         host = checks.host_batch(cu_seqlens_q, cu_seqlens_k, None, column_num)
         host_parents = checks.host_parents(parent, len(host.cu_seqlens_k) - 1)
-        inputs = [*pack.upload([host_parents], streams), *pack.upload_batch(host, streams)]
+        inputs = pack.upload([host_parents, host.cu_seqlens_q, host.cu_seqlens_k], streams)
         column_num = host.column_num
         validate = False  # done, on the host
     parents, q, k = inputs
@@ -91,10 +91,10 @@ def tree_attn_mask_q(
         columns = target.pointer
     if column_num == 0:
         return out
-    minima = 0
-    if nbytes := plan.minima_nbytes(parents.shape[0]):
-        memory = pack.scratch_memory(memory, [*inputs, target], nbytes, streams)
-        minima = memory.pointer
+    # The pool's memory may be handed out again at once: on this stream, behind the launches.
+    minima, _ = pack.scratch_memory(
+        memory, plan.tree_scratch_nbytes(parents.shape[0]), [*inputs, target], streams
+    )
     launches = plan.tree_launches(
         pack.plan_batch(q, k), parents.pointer, pack.stride(parents), columns, column_num, minima
     )

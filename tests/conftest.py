@@ -4,6 +4,7 @@ import functools
 import importlib.util
 
 import pytest
+from on_cpu import emulator
 
 
 def pytest_addoption(parser):
@@ -33,8 +34,6 @@ def why_no_gpu():
 
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory):
-    """All kernels as a program for the CPU, by the sanitizer's name; each is built once."""
-    from on_cpu import emulator
-
+    """Return what builds the kernels for the CPU, once a sanitizer for all files of tests."""
     folder = tmp_path_factory.mktemp("on_cpu")
     return lambda sanitizer: emulator.build(folder, sanitizer)

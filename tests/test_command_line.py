@@ -72,6 +72,20 @@ def test_show_reads_intervals(no_gpu, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("tiles", "first_line"),
+    [
+        ("2,3", "Tiles of 2 rows x 3 keys: 0 full, 5 partial, 4 empty"),
+        ("1", "Tiles of 1 rows x 1 keys: 13 full, 0 partial, 22 empty"),
+    ],
+)
+def test_show_draws_tiles(no_gpu, capsys, tiles, first_line):
+    code, out, _ = run(capsys, "show", "--q-lens", "3,2", "--k-lens", "3,4", "--tiles", tiles)
+    assert code == 0
+    assert f"\n\n{first_line}\nrow  0" in out
+    assert out.endswith("#: full, +: partial, .: empty\n")
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ("--q-lens 3,x --k-lens 3,4", "'3,x'"),
@@ -83,6 +97,8 @@ def test_show_reads_intervals(no_gpu, capsys, tmp_path):
         ("--q-lens 3 --k-lens 3 --sinks 4", "num_sink_tokens"),
         ("--q-lens 3 --k-lens 3 --sinks x", "--sinks"),
         ("--q-lens 3 --k-lens 3 --kv-token-num 2", "kv_token_num"),
+        ("--q-lens 3 --k-lens 3 --tiles 0", "block_size"),
+        ("--q-lens 3 --k-lens 3 --tiles 1,2,3", "block_size"),
         ("--q-lens 3 --k-lens 3 --intervals missing.npy", "missing.npy"),
         (f"--q-lens 3 --k-lens 3 --intervals {__file__}", "must be a .npy file"),
         ("--q-lens 3 --k-lens 3 --no-such", "--no-such"),

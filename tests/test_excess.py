@@ -77,7 +77,7 @@ def add_call(script, pack, misaligned=False):
     if row_num == 0:
         return False
     strides = [a.dtype.itemsize // 4 for a in (q, k)]
-    batch = plan.Batch(script.buffer(q), script.buffer(k), *strides, len(k) - 1)
+    batch = (script.buffer(q), script.buffer(k), *strides, len(k) - 1)
     found = script.buffer(np.zeros(2, np.int64))
     launches = plan.excess_launches(
         batch,
@@ -86,7 +86,7 @@ def add_call(script, pack, misaligned=False):
         row_num,
         found,
         found + 8,
-        script.buffer(np.full(plan.scratch_nbytes(row_num), 0x5A, np.uint8)),
+        script.buffer(np.full(plan.excess_scratch_nbytes(row_num), 0x5A, np.uint8)),
         emulator.CONSTANTS["BLOCK_THREADS"],
     )
     for launch in launches:
@@ -220,7 +220,9 @@ def test_gpu_out_scratch_and_frameworks(cupy):
     torch = pytest.importorskip("torch")
     pack = interval_pack(np.random.default_rng(22), 5000)
     given = [torch.from_numpy(a).cuda() for a in pack[:3]]
-    scratch = torch.empty(maskq_cupy.scratch_nbytes(pack.attn_mask_kv.size // 2), dtype=torch.uint8)
+    scratch = torch.empty(
+        maskq_cupy.excess_scratch_nbytes(pack.attn_mask_kv.size // 2), dtype=torch.uint8
+    )
     scratch = scratch.cuda()
     for out in (torch.full((1,), -7, device="cuda"), torch.tensor(-7, device="cuda")):
         assert maskq_cupy.excess_pairs(*given, out=out, scratch=scratch) is out
@@ -247,7 +249,7 @@ def test_gpu_graph(cupy):
     mask = cupy.zeros((n, 2), np.int32)
     memory = {
         "out": cupy.full((), -7, np.int64),
-        "scratch": cupy.empty(maskq_cupy.scratch_nbytes(n), np.uint8),
+        "scratch": cupy.empty(maskq_cupy.excess_scratch_nbytes(n), np.uint8),
     }
     maskq_cupy.excess_pairs(q, k, mask, **memory)  # compiles
     stream = cupy.cuda.Stream(non_blocking=True)

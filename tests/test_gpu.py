@@ -181,16 +181,15 @@ def test_out(cupy, n):
 
 
 def test_scratch(cupy):
-    pack = random_pack(np.random.default_rng(8), tokens=5000, intervals=True)
-    arrays = on_gpu(cupy, pack)
-    rows = pack.attn_mask_kv.size // 2
+    rows = 5000
+    mask = np.stack([np.zeros(rows), np.arange(rows) + 1], axis=1).astype(np.int32)
+    cu, device_mask = cupy.asarray([0, rows], np.int32), cupy.asarray(mask)
     scratch = cupy.empty(maskq_cupy.scratch_nbytes(rows), np.uint8)
-    result = maskq_cupy.get_attn_mask_q(*arrays, pack.kv_token_num, scratch=scratch)
-    np.testing.assert_array_equal(
-        cupy.asnumpy(result), reference.get_attn_mask_q(*pack.arguments())
-    )
+    result = maskq_cupy.get_attn_mask_q(cu, cu, device_mask, rows, scratch=scratch)
+    expected = reference.get_attn_mask_q([0, rows], [0, rows], mask)
+    np.testing.assert_array_equal(cupy.asnumpy(result), expected)
     with pytest.raises(ValueError, match=r"scratch must .* of at least \d+ bytes"):
-        maskq_cupy.get_attn_mask_q(*arrays, pack.kv_token_num, scratch=scratch[:-16])
+        maskq_cupy.get_attn_mask_q(cu, cu, device_mask, rows, scratch=scratch[:-16])
 
 
 # Streams, graphs, devices
@@ -267,31 +266,29 @@ def test_graph(cupy, intervals):
         ("scratch memory is allocated: give scratch= of", {"scratch": None}),
         ("kv_token_num is read back: give it, or out=", {"out": None, "kv_token_num": None}),
         ("validate=True waits", {"validate": True}),
-        ("host input is copied", {"cu_seqlens_q": [0, 9], "cu_seqlens_k": [0, 9]}),
+        ("host input is copied", {"cu_seqlens_q": [0, 5000], "cu_seqlens_k": [0, 5000]}),
     ],
 )
 def test_capture_refuses(cupy, message, change):
-    cu = cupy.asarray([0, 9], np.int32)
-    mask = cupy.zeros((9, 2), np.int32)
-    if "cu_seqlens_q" in change:
-        mask = np.zeros((9, 2), np.int32)
+    n = 5000
+    cu, mask = cupy.asarray([0, n], np.int32), cupy.zeros((n, 2), np.int32)
     arguments = {
         "cu_seqlens_q": cu,
         "cu_seqlens_k": cu,
-        "attn_mask_kv": mask,
-        "kv_token_num": 9,
-        "out": cupy.empty((9, 2), np.int32),
-        "scratch": cupy.empty(maskq_cupy.scratch_nbytes(9), np.uint8),
+        "attn_mask_kv": np.zeros((n, 2), np.int32) if "cu_seqlens_q" in change else mask,
+        "kv_token_num": n,
+        "out": cupy.empty((n, 2), np.int32),
+        "scratch": cupy.empty(maskq_cupy.scratch_nbytes(n), np.uint8),
     }
-    maskq_cupy.get_attn_mask_q(cu, cu, cupy.zeros((9, 2), np.int32), 9)
+    maskq_cupy.get_attn_mask_q(cu, cu, mask, n)
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         stream.begin_capture()
         with pytest.raises(RuntimeError, match=message):
             maskq_cupy.get_attn_mask_q(**arguments | change)
         stream.end_capture()
-    result = maskq_cupy.get_attn_mask_q(cu, cu, cupy.zeros((9, 2), np.int32), 9)
-    assert (cupy.asnumpy(result) == 9).all()
+    result = maskq_cupy.get_attn_mask_q(cu, cu, mask, n)
+    assert (cupy.asnumpy(result) == n).all()
 
 
 def test_other_device(cupy):

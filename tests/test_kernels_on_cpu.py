@@ -22,7 +22,7 @@ def add_call(script, pack, misaligned=False):
         return False
     q, k, mask = pack.cu_seqlens_q, pack.cu_seqlens_k, pack.attn_mask_kv
     strides = [a.dtype.itemsize // 4 for a in (q, k)]
-    batch = plan.Batch(script.buffer(q), script.buffer(k), *strides, len(k) - 1)
+    batch = (script.buffer(q), script.buffer(k), *strides, len(k) - 1)
     poison = np.full((pack.kv_token_num, 2), -77, np.int32)
     columns = script.buffer(poison, offset=8 if misaligned else 0)
     block = emulator.CONSTANTS["BLOCK_THREADS"]
@@ -33,7 +33,8 @@ def add_call(script, pack, misaligned=False):
         launches = (plan.rule_launch(batch, rule, columns, pack.kv_token_num, block),)
     else:
         intervals = script.buffer(mask, offset=mask.dtype.itemsize if misaligned else 0)
-        scratch = script.buffer(np.full(plan.scratch_nbytes(row_num), 0x5A, np.uint8))
+        scratch_nbytes = plan.interval_scratch_nbytes(row_num, block)
+        scratch = script.buffer(np.full(scratch_nbytes, 0x5A, np.uint8))
         launches = plan.interval_launches(
             batch, intervals, mask.dtype == np.int64, row_num, columns, pack.kv_token_num, scratch,
             block,

@@ -81,7 +81,12 @@ def test_sdist_holds_what_its_tests_need(built):
         names = {name.split("/", 1)[1] for name in archive.getnames()}
     kernels = {f"kernels/{name}" for name in kernel_names()}
     files = {"Makefile", "README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml"}
-    assert names >= kernels | files | {"tests/conftest.py", f"tests/{Path(__file__).name}"}
+    examples = {f"examples/{file.name}" for file in (ROOT / "examples").glob("*.py")}
+    assert examples
+    assert names >= kernels | files | examples | {
+        "tests/conftest.py",
+        f"tests/{Path(__file__).name}",
+    }
 
 
 def test_two_builds_are_one(built, tmp_path):

@@ -130,6 +130,66 @@ def test_many_sequences_in_a_cell_are_no_single_letter():
     assert cells[0, 0] == "*"
 
 
+TILE_DRAWING = """\
+Tiles of 2 rows x 3 keys: 0 full, 5 partial, 4 empty
+row  0 3 6
+  0  + . .
+  2  + + .
+  4  . + +
+#: full, +: partial, .: empty"""
+
+
+def test_tile_drawing_of_the_worked_example():
+    columns, _, _ = pack([3, 2], [3, 4])
+    drawing = picture.tile_drawing(columns, 5, (2, 3))
+    assert drawing == TILE_DRAWING
+
+
+def test_tile_drawing_is_the_lists_of_tiles():
+    columns, q, _ = pack([300, 500], [300, 700])
+    lines = picture.tile_drawing(columns, int(q[-1]), (64, 100), width=60).split("\n")
+    cells = np.array([[*line[5:].replace(" ", "")] for line in lines[2:-1]])
+    blocks = reference.to_blocks(columns, int(q[-1]), (64, 100))
+    for glyph, count, indices in (
+        ("+", blocks.kv_num_blocks, blocks.kv_indices),
+        ("#", blocks.full_kv_num_blocks, blocks.full_kv_indices),
+    ):
+        assert count.sum() > 0
+        for row, n, listed in zip(cells, count[0, 0], indices[0, 0], strict=True):
+            assert np.array_equal(np.flatnonzero(row == glyph), listed[:n])
+    assert [int(line[:5]) for line in lines[2:-1]] == [*range(0, 800, 64)]
+
+
+def test_scaled_tile_drawing_calls_full_only_what_is_all_full():
+    columns, _, _ = pack([3000], [3000])
+    drawing = picture.tile_drawing(columns, 3000, 10, width=45, height=20)
+    lines = drawing.split("\n")
+    assert lines[0] == "Tiles of 10 rows x 10 keys: 44,850 full, 300 partial, 44,850 empty"
+    assert max(map(len, lines)) <= 80
+    assert len(lines[2:-1]) == 20
+    for r, line in enumerate(lines[2:-1]):
+        cells = line[6:]
+        assert cells.rstrip(".").rstrip("+").strip("#") == ""
+        assert 0 < cells.count("+") <= 4, r
+    assert lines[-1] == "#: full, +: partial or different ones, .: empty"
+
+
+def test_no_tiles_to_draw():
+    columns, _, _ = pack([0], [3])
+    assert picture.tile_drawing(columns, 0, 128) == "No tiles: 0 query rows, 3 key columns."
+
+
+def test_png_with_tiles_shades_them(tmp_path):
+    image = pytest.importorskip("matplotlib.image")
+    colors = pytest.importorskip("matplotlib.colors")
+    path = tmp_path / "mask.png"
+    picture.save_png(*pack([3000], [3000]), path, (100, 100))
+    pixels = image.imread(path)[..., :3].reshape(-1, 3)
+    blue = np.array(colors.to_rgb(picture.COLOURS[0]))
+    for shade, least in ((0.6, 0.2), (0.88, 0.001)):  # full tiles, shown pairs of partial ones
+        assert np.isclose(pixels, shade * blue, atol=0.02).all(axis=1).mean() > least
+
+
 def test_nothing_to_draw():
     assert picture.drawing(*pack([0], [3])) == "Nothing to draw: 0 query rows, 3 key columns."
     assert picture.drawing(*pack([], [])).startswith("Nothing to draw")

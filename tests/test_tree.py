@@ -1,10 +1,7 @@
 """The columns of prefix trees: reference, kernels on the CPU, GPU, torch's attention."""
 
 import importlib
-import os
-import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +129,7 @@ def add_call(script, parent, q, k, n, misaligned=False):
     if n == 0:
         return False
     stride_of_parent, *strides = [a.dtype.itemsize // 4 for a in (parent, q, k)]
-    batch = plan.Batch(script.buffer(q), script.buffer(k), *strides, len(k) - 1)
+    batch = (script.buffer(q), script.buffer(k), *strides, len(k) - 1)
     own_segments = emulator.CONSTANTS["OWN_SEGMENTS"]
     nbytes = plan.minima_nbytes(len(parent), own_segments)
     columns = script.buffer(np.full((n, 2), -77, np.int32), offset=8 if misaligned else 0)
@@ -217,11 +214,6 @@ def test_kernel_on_any_bits(builds):
     for parent, result in zip(due, script.run(builds("address")), strict=True):
         if parent is not None:
             np.testing.assert_array_equal(result[:, 0], checks.subtree_ends(parent))
-
-
-def test_scratch_nbytes_is_enough():
-    for num in (0, 1, 32, 33, 4096, 4097, 10**5, 10**6, 2**31 - 1):
-        assert plan.minima_nbytes(num) <= maskq_cupy.scratch_nbytes(num)
 
 
 # GPU
@@ -312,7 +304,7 @@ def test_gpu_graph(cupy, num):
     parent = cupy.full(num, -1, np.int32)
     q, k = cupy.zeros(num + 1, np.int32), cupy.zeros(num + 1, np.int32)
     out = cupy.empty((n, 2), np.int32)
-    scratch = cupy.empty(maskq_cupy.scratch_nbytes(num), np.uint8)
+    scratch = cupy.empty(maskq_cupy.tree_scratch_nbytes(num), np.uint8) if num > 4096 else None
     maskq_cupy.tree_attn_mask_q(parent, q, k, out=out, scratch=scratch)  # compiles
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
@@ -404,16 +396,9 @@ def test_gpu_attention_is_that_of_each_path(dtype, tolerance):
         check_attention(torch, columns, parent, cu, getattr(torch, dtype), tolerance)
 
 
-def test_example_runs():
-    if pytest.importorskip("torch").cuda.is_available():
-        pytest.importorskip("cupy")
-    root = EXAMPLE.parent.parent
-    done = subprocess.run(
-        [sys.executable, EXAMPLE], cwd=root, env=os.environ | {"PYTHONPATH": str(root)},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    tokens, unpacked, difference = re.findall(r"\d+(?:e[+-]\d+)?", line)
-    assert int(tokens) < int(unpacked)
-    assert float(difference) < 1e-12
+def test_example_without_a_gpu(monkeypatch, capsys):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("cupy")  # which the GPU function's import wants
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert capsys.readouterr().out.startswith("645 tokens instead of 1605: as each conversation")

@@ -28,10 +28,14 @@ inline thread_local Index gridDim;
 struct alignas(8) int2 {
     int x, y;
 };
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
 struct alignas(16) int4 {
     int x, y, z, w;
 };
 inline int2 make_int2(int x, int y) { return {x, y}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 
 inline int min(int a, int b) { return a < b ? a : b; }
@@ -65,6 +69,10 @@ template <class T>
 T atomicAdd(T* at, T value)
 {
     return std::atomic_ref<T>(*at).fetch_add(value);
+}
+inline unsigned atomicOr(unsigned* at, unsigned bits)
+{
+    return std::atomic_ref<unsigned>(*at).fetch_or(bits);
 }
 
 constexpr unsigned SLOTS = 2;

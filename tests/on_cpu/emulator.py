@@ -21,6 +21,7 @@ CONSTANTS = {
     "BLOCK_THREADS": 64,
     "WINDOW_SEQUENCES": 40,
     "NEAR_TILES": 2,
+    "FEW_TILES_SHIFT": 2,
     "OWN_SEGMENTS": 1100,  # above 32 * 32: three levels
 }
 TILE = 4 * CONSTANTS["BLOCK_THREADS"]

@@ -1,0 +1,133 @@
+"""Columns in, lists of full and partial tiles out: what FlexAttention's BlockMask is made of."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from maskq_cupy import arrays, checks, forms, launch, plan
+from maskq_cupy.arrays import GpuArray, Streams, cupy
+from maskq_cupy.reference import Blocks
+
+
+def to_blocks(
+    columns: Any,
+    q_token_num: int,
+    block_size: int | tuple[int, int] = (128, 128),
+    *,
+    out: Blocks | None = None,
+    scratch: Any = None,
+    stream: Any = None,
+) -> Blocks:
+    """Return which tiles of the mask are full and which are partial, by row and by column tile.
+
+    A tile is full where all of its pairs are shown, partial where some are; one that hangs over
+    the last row or column is never full. Counts, and the entries that they count, equal those of
+    torch's ``create_block_mask`` for the same mask.
+
+    Args:
+        columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on a GPU.
+        q_token_num: number of query rows Q, those of padding included.
+        block_size: (rows, columns) of a tile, or one int for both.
+        out: Blocks of int32 arrays of the result's shapes, C-contiguous, on the GPU; is what is
+            returned.
+        scratch: any contiguous GPU array of at least ``blocks_scratch_nbytes(Q, N, block_size)``
+            bytes; allocated if None. Needed in a graph capture only.
+        stream: the launch stream, as in ``get_attn_mask_q``.
+
+    Returns:
+        Blocks of int32 cupy.ndarray, shapes (1, 1, Qt) and (1, 1, Qt, Nt) for the ``kv_*`` and
+        (1, 1, Nt) and (1, 1, Nt, Qt) for the ``q_*``, for Qt x Nt tiles; of the indices the first
+        ``num_blocks`` count, ascending, and the rest are 0; or ``out``.
+
+    Two launches; O(N + Qt * Nt) work; one allocation for the eight arrays and one for the scratch
+    memory, none where they are given.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+        RuntimeError: without a GPU, or in a graph capture that would allocate or compile.
+    """
+    row_num = checks.check_int(q_token_num, "q_token_num")
+    block_size = checks.check_block_size(block_size)
+    device = arrays.current_device()
+    streams = arrays.streams_of(stream)
+    source = forms.columns_on_gpu(columns, streams)
+    targets = {} if out is None else _targets(out, streams)
+    memory = {} if scratch is None else {"scratch": launch.on_gpu(scratch, "scratch", streams)}
+    given = [source, *targets.values(), *memory.values()]
+    other = launch.other_device(given, device)
+    if other is not None:
+        with cupy.cuda.Device(other):
+            return to_blocks(
+                columns, q_token_num, block_size, out=out, scratch=scratch, stream=stream
+            )
+    if stream is not None:
+        arrays.check_stream(streams.launch)
+
+    column_num = checks.check_columns_form(source.dtype, source.shape)
+    shapes = plan.block_shapes(*plan.tile_grid(row_num, column_num, block_size))
+    nbytes = plan.blocks_scratch_nbytes(row_num, column_num, block_size)
+    for (name, target), shape in zip(targets.items(), shapes, strict=False):
+        forms.check_result(name, target, "int32", (shape,), alignment=4)
+    for array in memory.values():
+        _check_scratch(array, nbytes)
+    _forbid_overlaps({"columns": source, **targets, **memory})
+
+    if out is None:
+        out = _new_blocks(shapes, streams)
+        pointers = Blocks(*(array.data.ptr for array in out))
+    else:
+        pointers = Blocks(*(target.pointer for target in targets.values()))
+    if memory:
+        scratch_pointer = memory["scratch"].pointer
+    else:
+        launch.forbid_in_capture(
+            streams, f"scratch memory is allocated: give scratch= of {nbytes} bytes"
+        )
+        pool = arrays.empty((nbytes,), np.uint8, streams)
+        scratch_pointer = pool.data.ptr
+    launches = plan.block_launches(
+        source.pointer, column_num, row_num, block_size, pointers, scratch_pointer
+    )
+    launch.run(launches, given, device, streams)
+    return out
+
+
+def _targets(out: Blocks, streams: Streams) -> dict[str, GpuArray]:
+    """Return the facts of the arrays to write, by the names that errors give them."""
+    if not isinstance(out, Blocks):
+        raise TypeError(f"out must be a maskq_cupy.Blocks of GPU arrays, got {type(out).__name__}")
+    named = {f"out.{name}": array for name, array in out._asdict().items()}
+    return {name: launch.on_gpu(array, name, streams) for name, array in named.items()}
+
+
+def _new_blocks(shapes: Blocks, streams: Streams) -> Blocks:
+    """Allocate all eight arrays at once, each from a 16-byte boundary on."""
+    starts = [0]
+    for shape in shapes:
+        starts.append(starts[-1] + -(-4 * math.prod(shape) // 16) * 16)
+    memory = forms.new_result((starts[-1],), np.uint8, streams).data
+    return Blocks(
+        *(
+            cupy.ndarray(shape, np.int32, memory + start)
+            for shape, start in zip(shapes, starts, strict=False)
+        )
+    )
+
+
+def _check_scratch(memory: GpuArray, nbytes: int) -> None:
+    if memory.nbytes < nbytes or not memory.contiguous or not memory.writable or memory.pointer % 8:
+        raise ValueError(
+            "scratch must be writable, contiguous, 8-byte aligned and of at least "
+            f"{nbytes} bytes, got {memory.nbytes} bytes at {memory.pointer:#x}, "
+            f"contiguous={memory.contiguous}, writable={memory.writable}"
+        )
+
+
+def _forbid_overlaps(named: dict[str, GpuArray]) -> None:
+    """Require that no two of the arrays share a byte."""
+    filled = [(array.pointer, name, array) for name, array in named.items() if array.nbytes]
+    in_memory = sorted(filled, key=lambda entry: entry[0])
+    for (_, _, before), (_, name, array) in pairwise(in_memory):
+        launch.forbid_overlap(name, array, [before])

@@ -1,0 +1,149 @@
+"""FlexAttention's BlockMask from columns, on torch's current stream and in torch's memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+
+from maskq_cupy import checks, plan
+from maskq_cupy.reference import Blocks
+
+
+def mask_mod(columns: Any) -> Callable[[Any, Any, Any, Any], Any]:
+    """Return the function of (b, h, q_idx, kv_idx) by which FlexAttention asks for single pairs.
+
+    Args:
+        columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE]: a torch tensor, or
+            anything with ``__dlpack__``. The function keeps it alive.
+    """
+    bounds = _tensor(columns).view(-1, 2)
+
+    def shown(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return (q_idx >= bounds[kv_idx, 1]) & (q_idx < bounds[kv_idx, 0])
+
+    return shown
+
+
+def block_mask(
+    columns: Any, q_token_num: int, block_size: int | tuple[int, int] = 128
+) -> BlockMask:
+    """Return the BlockMask of columns, ready for ``flex_attention``.
+
+    Args:
+        columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on a GPU: a torch tensor,
+            or anything with ``__dlpack__``.
+        q_token_num: number of query rows Q, as long as the query tensor.
+        block_size: (rows, columns) of a tile, or one int for both; a multiple of what
+            ``flex_attention`` computes at a time.
+
+    Returns:
+        BlockMask of shape (1, 1, Q, N), with the lists for the forward and the backward pass.
+
+    Two launches on torch's current stream; no synchronisation. All memory is torch's, so that a
+    ``torch.cuda.graph`` captures it after one call outside.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    from maskq_cupy.blocks import to_blocks  # imports CuPy
+
+    tensor = _on_gpu(columns, "columns")
+    row_num = checks.check_int(q_token_num, "q_token_num")
+    column_num = checks.check_columns_form(_dtype(tensor), tensor.shape)
+    block_size = checks.check_block_size(block_size)
+    shapes = plan.block_shapes(*plan.tile_grid(row_num, column_num, block_size))
+    blocks = Blocks(*(_empty(shape, torch.int32, tensor) for shape in shapes))
+    nbytes = plan.blocks_scratch_nbytes(row_num, column_num, block_size)
+    scratch = _empty((nbytes,), torch.uint8, tensor)
+    stream = torch.cuda.current_stream(tensor.device)
+    to_blocks(tensor, row_num, block_size, out=blocks, scratch=scratch, stream=stream)
+    return as_block_mask(blocks, tensor, row_num, block_size)
+
+
+def packed_block_mask(
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    q_token_num: int,
+    kv_token_num: int,
+    *,
+    block_size: int | tuple[int, int] = 128,
+    **rule: Any,
+) -> BlockMask:
+    """Return the BlockMask of a packed batch, ready for ``flex_attention``.
+
+    Args:
+        cu_seqlens_q: int32 or int64, shape (B + 1,) or longer, a torch tensor on a GPU.
+        cu_seqlens_k: int32 or int64, shape (B + 1,), a torch tensor on the same GPU.
+        q_token_num: number of query rows Q, as long as the query tensor; rows after the last
+            sequence see nothing.
+        kv_token_num: number of key columns N, as long as the key tensor.
+        block_size: as in ``block_mask``.
+        **rule: ``causal``, ``window``, ``num_sink_tokens``, ``attn_mask_kv`` or ``validate``, as
+            in ``get_attn_mask_q``.
+
+    Three or four launches on torch's current stream; no synchronisation unless under
+    ``validate=True``. Memory and errors are those of ``block_mask``.
+    """
+    from maskq_cupy.columns import get_attn_mask_q  # imports CuPy
+
+    cuts_k = _on_gpu(cu_seqlens_k, "cu_seqlens_k")
+    column_num = checks.check_int(kv_token_num, "kv_token_num")
+    columns = _empty((column_num, 2), torch.int32, cuts_k)
+    scratch = None
+    if rule.get("attn_mask_kv") is not None:
+        intervals = rule["attn_mask_kv"] = _on_gpu(rule["attn_mask_kv"], "attn_mask_kv")
+        scratch = _empty((plan.scratch_nbytes(intervals.numel() // 2),), torch.uint8, cuts_k)
+    get_attn_mask_q(
+        cu_seqlens_q, cuts_k, kv_token_num=column_num, out=columns, scratch=scratch,
+        stream=torch.cuda.current_stream(cuts_k.device), **rule,
+    )  # fmt: skip
+    return block_mask(columns, q_token_num, block_size)
+
+
+def as_block_mask(
+    blocks: Blocks, columns: Any, q_token_num: int, block_size: int | tuple[int, int] = 128
+) -> BlockMask:
+    """Return the BlockMask that holds these lists, which it shares and keeps alive.
+
+    Args:
+        blocks: what ``to_blocks(columns, q_token_num, block_size)`` returned, of tensors or of
+            arrays with ``__dlpack__``: on a GPU, or from ``reference`` for a run on the CPU.
+        columns: on the same device.
+        q_token_num: number of query rows Q.
+        block_size: (rows, columns) of a tile, or one int for both.
+
+    No launch, no copy.
+    """
+    tensor = _tensor(columns)
+    return BlockMask(
+        seq_lengths=(q_token_num, tensor.shape[-2]),
+        **{name: _tensor(array) for name, array in blocks._asdict().items()},
+        BLOCK_SIZE=checks.check_block_size(block_size),
+        mask_mod=mask_mod(tensor),
+    )
+
+
+def _tensor(array: Any) -> Any:
+    return array if isinstance(array, torch.Tensor) else torch.from_dlpack(array)
+
+
+def _on_gpu(array: Any, name: str) -> Any:
+    """Return the array as a tensor, which must be on a GPU."""
+    if not hasattr(array, "__dlpack__"):
+        raise TypeError(f"{name} must be a torch tensor on a GPU, got {type(array).__name__}")
+    tensor = _tensor(array)
+    if not tensor.is_cuda:
+        raise TypeError(
+            f"{name} must be on a GPU, got a tensor on {tensor.device}: as_block_mask makes a "
+            "BlockMask of what maskq_cupy.reference.to_blocks returns"
+        )
+    return tensor
+
+
+def _dtype(tensor: Any) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
+    return torch.empty(shape, dtype=dtype, device=like.device)

@@ -1,0 +1,53 @@
+"""Each example runs, where what it needs is installed, and prints one result line."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def skip_without(example):
+    """Skip where the framework that the example imports is missing, or built without CUDA."""
+    if "import paddle" in example.read_text():
+        if not pytest.importorskip("paddle").device.is_compiled_with_cuda():
+            pytest.skip("paddle is built without CUDA")
+    elif not pytest.importorskip("torch").cuda.is_available():
+        pytest.skip("torch finds no GPU")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example(example):
+    skip_without(example)
+    done = subprocess.run(
+        [sys.executable, str(example)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1, done.stdout
+    assert " as " in done.stdout
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_is_short_and_imports_what_there_is(example):
+    """Without a GPU too: a script of under 60 lines, whose names of this package exist."""
+    text = example.read_text()
+    assert len(text.splitlines()) < 60
+    code = compile(text, str(example), "exec")
+    assert "main" in code.co_names
+    framework = "paddle" if "import paddle" in text else "torch"
+    for name in ("cupy", framework):
+        pytest.importorskip(name)
+    module = importlib.util.module_from_spec(
+        importlib.util.spec_from_file_location(example.stem, example)
+    )
+    module.__spec__.loader.exec_module(module)
+    assert callable(module.main)

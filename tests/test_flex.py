@@ -1,0 +1,238 @@
+"""FlexAttention with our BlockMask: the CPU with the reference's lists, a GPU with all of it."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from strategies import cuts
+
+from maskq_cupy import reference
+
+torch = pytest.importorskip("torch", reason="torch is not installed: flex is not tested")
+flex = pytest.importorskip("maskq_cupy.flex")
+
+
+# Packs whose rows all see something, so that a dense softmax has an answer for each.
+PACKS = {
+    "documents": ([100, 0, 200, 57], [100, 0, 200, 57], {}),
+    "sliding window": ([300, 84], [300, 84], {"window": (100, 0)}),
+    "cached prefix": ([64, 1, 130], [300, 129, 130], {}),
+    "full": ([120, 90], [200, 33], {"causal": False}),
+}
+
+
+def spans():
+    """Return cu_seqlens and intervals: text is causal, rows of an image see all of the image."""
+    row = np.arange(400)
+    image = (row >= 150) & (row < 290)
+    ends = np.where(image, 290, row + 1)
+    return cuts([400]), np.stack([np.zeros(400), ends], axis=1).astype(np.int32)
+
+
+def mask_of(name):
+    """Return the columns of a named mask on the host, and its rows."""
+    if name == "image spans":
+        cu, intervals = spans()
+        return reference.get_attn_mask_q(cu, cu, intervals), 400
+    q_lens, k_lens, rule = PACKS[name]
+    return reference.get_attn_mask_q(cuts(q_lens), cuts(k_lens), **rule), sum(q_lens)
+
+
+MASKS = [*PACKS, "image spans"]
+
+
+def queries_keys_values(row_num, column_num, device="cpu", dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(1, 2, n, 64, generator=generator).to(device, dtype).requires_grad_()
+        for n in (row_num, column_num, column_num)
+    ]
+
+
+def attend_dense(q, k, v, columns):
+    dense = torch.as_tensor(reference.to_dense(columns, q.shape[-2]), device=q.device)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense)
+
+
+def test_mask_mod_is_the_dense_mask():
+    columns, row_num = mask_of("cached prefix")
+    shown = flex.mask_mod(columns.reshape(1, 1, -1, 2))
+    row, column = torch.arange(row_num)[:, None], torch.arange(len(columns))
+    np.testing.assert_array_equal(shown(0, 0, row, column), reference.to_dense(columns, row_num))
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_as_block_mask_is_what_torch_makes(name):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    columns, row_num = mask_of(name)
+    blocks = reference.to_blocks(columns, row_num, (128, 64))
+    ours = flex.as_block_mask(blocks, columns, row_num, (128, 64))
+    theirs = create_block_mask(
+        flex.mask_mod(columns), None, None, row_num, len(columns), device="cpu",
+        BLOCK_SIZE=(128, 64),
+    )  # fmt: skip
+    assert ours.shape == theirs.shape
+    assert ours.BLOCK_SIZE == theirs.BLOCK_SIZE
+    assert ours.sparsity() == theirs.sparsity()
+    np.testing.assert_array_equal(ours.to_dense(), theirs.to_dense())
+    assert ours.kv_indices.data_ptr() == blocks.kv_indices.ctypes.data
+
+
+@pytest.fixture(scope="module")
+def compiled_on_cpu():
+    """flex_attention, compiled: uncompiled it does not read the lists."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled = torch.compile(flex_attention, dynamic=False)  # dynamic: torch's C++ is faulty
+    q = torch.zeros(1, 1, 128, 64)
+    try:
+        compiled(q, q, q)
+    except Exception as error:
+        pytest.skip(f"flex_attention does not compile here: {type(error).__name__}")
+    return compiled
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_compiled_on_the_cpu_with_the_references_lists(compiled_on_cpu, name):
+    columns, row_num = mask_of(name)
+    q, k, v = (x.detach() for x in queries_keys_values(row_num, len(columns)))
+    mask = flex.as_block_mask(reference.to_blocks(columns, row_num), columns, row_num)
+    result = compiled_on_cpu(q, k, v, block_mask=mask)
+    torch.testing.assert_close(result, attend_dense(q, k, v, columns), atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_on_the_cpu_reads_the_lists(compiled_on_cpu):
+    """Else the test above would pass with any lists."""
+    columns, row_num = mask_of("documents")
+    q, k, v = (x.detach() for x in queries_keys_values(row_num, len(columns)))
+    none = flex.as_block_mask(reference.to_blocks(0 * columns, row_num), columns, row_num)
+    result = compiled_on_cpu(q, k, v, block_mask=none)
+    assert not torch.allclose(result, attend_dense(q, k, v, columns), atol=0.1)
+
+
+def test_host_arrays_are_refused_with_a_way_out():
+    pytest.importorskip("cupy")
+    columns, row_num = mask_of("documents")
+    for given in (columns, torch.as_tensor(columns)):
+        with pytest.raises(TypeError, match=r"columns must be on a GPU, got .* as_block_mask"):
+            flex.block_mask(given, row_num)
+    cu = torch.tensor([0, 3])
+    with pytest.raises(TypeError, match="cu_seqlens_k must be on a GPU"):
+        flex.packed_block_mask(cu, cu, 3, 3)
+    with pytest.raises(TypeError, match="cu_seqlens_k must be a torch tensor on a GPU, got list"):
+        flex.packed_block_mask([0, 3], [0, 3], 3, 3)
+
+
+# On a GPU
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+def packed_mask(name, **options):
+    """Return the BlockMask of a named mask by packed_block_mask, from tensors on the GPU."""
+    if name == "image spans":
+        cu, intervals = spans()
+        q = k = torch.as_tensor(cu, device="cuda")
+        rule, total = {"attn_mask_kv": torch.as_tensor(intervals, device="cuda")}, (400, 400)
+    else:
+        q_lens, k_lens, rule = PACKS[name]
+        q, k = (torch.as_tensor(cuts(lens), device="cuda") for lens in (q_lens, k_lens))
+        total = sum(q_lens), sum(k_lens)
+    return flex.packed_block_mask(q, k, *total, **rule, **options)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block_size", [128, (256, 128)])
+@pytest.mark.parametrize("name", MASKS)
+def test_gpu_lists(name, block_size):
+    columns, row_num = mask_of(name)
+    expected = reference.to_blocks(columns, row_num, block_size)
+    by_columns = flex.block_mask(torch.as_tensor(columns, device="cuda"), row_num, block_size)
+    for mask in (by_columns, packed_mask(name, block_size=block_size)):
+        assert mask.shape == (1, 1, row_num, len(columns))
+        for field, array in expected._asdict().items():
+            np.testing.assert_array_equal(getattr(mask, field).cpu(), array, err_msg=field)
+
+
+def assert_as_dense(compiled, mask, columns, row_num):
+    """Compare results and gradients with those of dense attention."""
+    inputs = queries_keys_values(row_num, len(columns), "cuda")
+    result = compiled(*inputs, block_mask=mask)
+    torch.manual_seed(1)
+    upstream = torch.randn_like(result)
+    gradients = torch.autograd.grad(result, inputs, upstream)
+    expected = attend_dense(*inputs, columns)
+    expected_gradients = torch.autograd.grad(expected, inputs, upstream)
+    for got, right in zip((result, *gradients), (expected, *expected_gradients), strict=True):
+        torch.testing.assert_close(got, right, atol=2e-2, rtol=2e-2)  # tf32 in the kernels
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MASKS)
+def test_gpu_forward_and_backward(compiled, name):
+    columns, row_num = mask_of(name)
+    assert_as_dense(compiled, packed_mask(name), columns, row_num)
+
+
+@pytest.mark.gpu
+def test_gpu_documents_are_as_each_alone(compiled):
+    """Packed documents against scaled_dot_product_attention of each, forward and backward."""
+    q_lens, _, _ = PACKS["documents"]
+    cu = cuts(q_lens)
+    inputs = queries_keys_values(int(cu[-1]), int(cu[-1]), "cuda")
+    result = compiled(*inputs, block_mask=packed_mask("documents"))
+    alone = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(x[:, :, start:end] for x in inputs), is_causal=True
+        )
+        for start, end in pairwise(cu)
+        if start < end
+    ]
+    expected = torch.cat(alone, dim=2)
+    upstream = torch.randn_like(result)
+    gradients = torch.autograd.grad(result, inputs, upstream)
+    expected_gradients = torch.autograd.grad(expected, inputs, upstream)
+    for got, right in zip((result, *gradients), (expected, *expected_gradients), strict=True):
+        torch.testing.assert_close(got, right, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.gpu
+def test_gpu_on_a_side_stream_of_torch():
+    """The lists are ordered on torch's current stream, behind what it still writes."""
+    columns, row_num = mask_of("documents")
+    expected = reference.to_blocks(columns, row_num)
+    right = torch.as_tensor(columns, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        for _ in range(5):
+            given = torch.zeros_like(right)
+            torch.cuda._sleep(20_000_000)
+            given.copy_(right)
+            mask = flex.block_mask(given, row_num)
+            given.zero_()
+            np.testing.assert_array_equal(mask.q_indices.cpu(), expected.q_indices)
+            np.testing.assert_array_equal(mask.kv_num_blocks.cpu(), expected.kv_num_blocks)
+
+
+@pytest.mark.gpu
+def test_gpu_in_a_graph_of_torch():
+    """torch.cuda.graph captures the whole call, allocations too."""
+    cu = torch.as_tensor(cuts([100, 257]), device="cuda")
+    flex.packed_block_mask(cu, cu, 357, 357)  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        mask = flex.packed_block_mask(cu, cu, 357, 357)
+    for first in (0, 1, 128, 200, 357):
+        cu[1] = first
+        graph.replay()
+        columns = reference.get_attn_mask_q([0, first, 357], [0, first, 357])
+        expected = reference.to_blocks(columns, 357)
+        for field, array in expected._asdict().items():
+            np.testing.assert_array_equal(getattr(mask, field).cpu(), array, err_msg=field)
