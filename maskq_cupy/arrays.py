@@ -297,6 +297,11 @@ def empty(shape: tuple[int, ...], dtype: Any, streams: Streams) -> Any:
         return cupy.empty(shape, dtype)
 
 
+def zero(pointer: int, nbytes: int, stream: int) -> None:
+    """Set memory on the current device to 0, without a host wait."""
+    runtime.memsetAsync(pointer, 0, nbytes, stream)
+
+
 def upload(array: np.ndarray, stream: int) -> Any:
     """Copy a host array to the current device through pinned memory, without a host wait."""
     with _as_current(stream):

@@ -51,8 +51,17 @@ def forbid_in_capture(streams: Streams, reason: str) -> None:
         raise RuntimeError(f"not possible while the stream is captured: {reason}")
 
 
-def run(launches: Iterable[Launch], given: list[GpuArray], device: int, streams: Streams) -> None:
-    """Launch on the current device, `device`, in order with the streams of the given arrays."""
+def run(
+    launches: Iterable[Launch],
+    given: list[GpuArray],
+    device: int,
+    streams: Streams,
+    zeroed: tuple[int, int] | None = None,
+) -> None:
+    """Launch on the current device, `device`, in order with the streams of the given arrays.
+
+    ``zeroed`` is the pointer and the bytes of memory that is set to 0 before the launches.
+    """
     for launch in launches:
         if device not in kernel(launch.kernel).pointers:
             forbid_in_capture(
@@ -66,6 +75,8 @@ def run(launches: Iterable[Launch], given: list[GpuArray], device: int, streams:
             in_order = False
     if not in_order:
         arrays.wait_for_producers(given, streams)
+    if zeroed is not None:
+        arrays.zero(*zeroed, stream)
     for launch in launches:
         name, grid, arguments, overlap = launch
         kernel(name).launch(device, stream, grid, arguments, overlap)
