@@ -105,12 +105,12 @@ def test_only_a_gpu_array_is_an_out():
 def test_shape_of_out(shape):
     """Without a GPU: the check takes host-side facts."""
     pytest.importorskip("cupy")
-    from maskq_cupy import columns
+    from maskq_cupy import pack
     from maskq_cupy.arrays import GpuArray
 
     out = GpuArray(64, "int32", shape, 24, 0, True, True, 0, None)
     message = f"out must be int32 of shape (N, 2) or (1, 1, N, 2), got int32 of shape {shape}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        columns._check_out(out, [], None)
+        pack.check_out(out, [], None)
     for good in ((3, 2), (1, 1, 3, 2), (0, 2)):
-        assert columns._check_out(out._replace(shape=good), [], None) == good[-2]
+        assert pack.check_out(out._replace(shape=good), [], None) == good[-2]

@@ -109,7 +109,8 @@ def hostile_columns(rng, tokens):
     if rng.random() < 0.5:
         columns = random_bits(rng, 2 * column_num, np.int32).reshape(-1, 2)
     else:
-        columns = rng.choice(np.append(extremes(np.int32), row_num), (column_num, 2))
+        bounds = np.append(extremes(np.int32), row_num).astype(np.int32)
+        columns = rng.choice(bounds, (column_num, 2))
     return columns, row_num, random_block_size(rng)
 
 
