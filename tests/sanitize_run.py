@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import numpy as np
-from strategies import Pack, cuts, random_pack
+from strategies import Pack, cuts, random_pack, random_parents
 from test_hostile import hostile_pack
 
 import maskq_cupy
@@ -51,7 +51,13 @@ def main():
             maskq_cupy.to_blocks(found, row_num)
             maskq_cupy.to_four_columns(found, row_num)
             maskq_cupy.to_dense(found, row_num)
+        if given[2] is not None:
+            maskq_cupy.excess_pairs(*given)
     rng = np.random.default_rng(1)
+    for segments in (1, 40, 1000, 20_000):
+        lens = rng.integers(0, 4, segments)
+        parent = cupy.asarray(random_parents(rng, segments), np.int32)
+        maskq_cupy.tree_attn_mask_q(parent, *[cupy.asarray(cuts(lens))] * 2)
     for _ in range(100):
         q, k, mask, column_num, rule = hostile_pack(rng, 3000, WINDOW_SEQUENCES)
         given = [None if a is None else cupy.asarray(a) for a in (q, k, mask)]
