@@ -172,19 +172,19 @@ __device__ void link_tiles(const Staircases& stairs, unsigned first_tile, unsign
         int so_far = -1;
         for (unsigned step = first_tile; step < tile_end; step += WARP_THREADS) {
             unsigned tile = step + lane;
-            int* edge = stairs.ends + stairs.last_row(min(tile, tile_end - 1));
-            int v = max(warp_running_max(*edge), so_far);
-            if (tile < tile_end) *edge = v;
+            int* edge = tile < tile_end ? stairs.ends + stairs.last_row(tile) : nullptr;
+            int v = max(warp_running_max(edge ? *edge : -1), so_far);
+            if (edge) *edge = v;
             so_far = __shfl_sync(FULL_MASK, v, WARP_THREADS - 1);
         }
     } else if (warp == 1) {
         int so_far = INT32_MAX_VALUE;
         for (unsigned end = tile_end; end > first_tile; end -= min(end - first_tile, WARP_THREADS)) {
             unsigned from_right = WARP_THREADS - lane;  // lane 31 has the last tile
-            unsigned tile = max(end, first_tile + from_right) - from_right;
-            int* edge = stairs.starts + stairs.first_row(tile);
-            int v = min(warp_running_min_from_right(*edge), so_far);
-            if (end >= first_tile + from_right) *edge = v;
+            bool exists = end >= first_tile + from_right;
+            int* edge = exists ? stairs.starts + stairs.first_row(end - from_right) : nullptr;
+            int v = min(warp_running_min_from_right(edge ? *edge : INT32_MAX_VALUE), so_far);
+            if (edge) *edge = v;
             so_far = __shfl_sync(FULL_MASK, v, 0);
         }
     }

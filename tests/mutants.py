@@ -48,6 +48,7 @@ class Mutant(NamedTuple):
 
 SEARCH, STAIRCASE = "search.cuh", "staircase.cuh"
 RULE, INTERVALS, COLUMNS = "columns_rule.cu", "columns_intervals.cu", "columns.cuh"
+COLUMN_TILES = "column_tiles.cuh"
 TILES = "tile_lists.cu"
 
 # fmt: off
@@ -82,10 +83,11 @@ MUTANTS = [
     Mutant(RULE, "column - own.kv_start < rule.sinks", "column - own.kv_start <= rule.sinks", "off-by-one"),
     Mutant(RULE, "(int)(own.q_end - rows_from_ute)", "(int)(own.q_end - rows_from_lts)", "swap"),
     Mutant(RULE, "next = min(b + 1, batch)", "next = b + 1", "clip", "address"),
-    Mutant(RULE, "chunk_last < own.kv_end", "chunk_last <= own.kv_end", "off-by-one"),
-    Mutant(RULE, "range.lo = __shfl_sync(FULL_MASK, b_b, WARP_THREADS - 1);", "range.lo = b_b;", "lane"),
-    Mutant(RULE, "2 * WARP_THREADS * (warp * steps + step)", "2 * WARP_THREADS * (warp + step)", "stride"),
-    Mutant(RULE, "upper_bound(ends, b_a, here.hi, (int)column_b)", "b_a", "pair"),
+    # Tiles of columns
+    Mutant(COLUMN_TILES, "chunk_last < own.kv_end", "chunk_last <= own.kv_end", "off-by-one"),
+    Mutant(COLUMN_TILES, "range.lo = __shfl_sync(FULL_MASK, b_b, WARP_THREADS - 1);", "range.lo = b_b;", "lane"),
+    Mutant(COLUMN_TILES, "(warp * tile.steps + step)", "(warp + step)", "stride"),
+    Mutant(COLUMN_TILES, "upper_bound(ends, b_a, here.hi, (int)column_b)", "b_a", "pair"),
     # Scans
     Mutant(STAIRCASE, "if (lane >= distance) v = max(v, other);", "if (lane > distance) v = max(v, other);", "lane"),
     Mutant(STAIRCASE, "lane + distance < WARP_THREADS", "lane + distance < WARP_THREADS - 1", "lane"),
@@ -107,10 +109,10 @@ MUTANTS = [
     Mutant(INTERVALS, "warp_last < own.q_end", "warp_last <= own.q_end", "off-by-one"),
     Mutant(INTERVALS, "range.lo = __shfl_sync(FULL_MASK, here.lo, WARP_THREADS - 1);", "range.lo = here.lo;", "lane"),
     Mutant(INTERVALS, "shared.max_edges[tile % 2]", "shared.max_edges[0]", "parity", "thread"),
-    Mutant(INTERVALS, "max(warp_running_max(*edge), so_far)", "warp_running_max(*edge)", "carry"),
-    Mutant(INTERVALS, "min(warp_running_min_from_right(*edge), so_far)", "warp_running_min_from_right(*edge)", "carry"),
-    Mutant(INTERVALS, "if (tile < tile_end) *edge = v;", "*edge = v;", "bound", "thread"),
-    Mutant(INTERVALS, "max(end, first_tile + from_right) - from_right", "end - from_right", "clip", "address"),
+    Mutant(INTERVALS, "max(warp_running_max(edge ? *edge : -1), so_far)", "warp_running_max(edge ? *edge : -1)", "carry"),
+    Mutant(INTERVALS, "int v = min(warp_running_min_from_right(edge", "int v = max(warp_running_min_from_right(edge", "carry"),
+    Mutant(INTERVALS, "tile < tile_end ? stairs.ends", "tile <= tile_end ? stairs.ends", "bound", "address"),
+    Mutant(INTERVALS, "bool exists = end >= first_tile + from_right", "bool exists = end + 1 >= first_tile + from_right", "bound", "address"),
     Mutant(INTERVALS, "__syncthreads();\n    if (row_num > TILE)", "if (row_num > TILE)", "barrier", "thread"),
     Mutant(INTERVALS, "__syncthreads();\n        link_tiles", "link_tiles", "barrier", "thread"),
     # Columns off the staircases
