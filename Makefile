@@ -39,8 +39,11 @@ test: $(FOR_TEST) ## run the tests; those that need a GPU too where there is one
 test-gpu: $(FOR_TEST) ## run the tests that need a GPU, and no others
 	$(BIN)/python -m pytest -m gpu
 
-bench: $(FOR_BENCH) ## run the benchmarks (on a GPU) and write benchmarks.json
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-json=benchmarks.json
+bench: $(FOR_BENCH) ## time everything on a GPU, and say which goals are reached
+	@rm -f benchmarks.json
+	@failed=0; $(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-sort=name \
+	    --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks.json || failed=$$?; \
+	$(BIN)/python tests/benchmarks/report.py benchmarks.json && exit $$failed
 
 lint: $(FOR_LINT) ## check style, format and types
 	$(BIN)/ruff check
