@@ -4,7 +4,7 @@ Without a GPU they are skipped, with one line for all. `report.py` reads what th
 """
 
 import subprocess
-from importlib import metadata
+import sys
 
 import pytest
 
@@ -17,8 +17,9 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
     machine_info["gpu"] = properties["name"].decode()
     machine_info["driver"] = driver_version()
-    for package in ("cupy", "torch"):
-        machine_info[package] = package_version(package)
+    machine_info["cupy"] = cupy.__version__
+    torch = sys.modules.get("torch")  # imported, if there is one, by the tests that need it
+    machine_info["torch"] = str(torch.__version__) if torch else None
 
 
 def driver_version():
@@ -27,12 +28,6 @@ def driver_version():
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return "unknown"
-
-
-def package_version(package):
-    """Return the version, with or without the local part by which builds are told apart."""
-    distributions = metadata.packages_distributions().get(package, [])
-    return metadata.version(distributions[0]) if distributions else None
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +45,6 @@ def measure(benchmark):
     what: the name of what is timed. Facts are numbers and names: n, b and case of a pack, bytes
     moved, what it is compared with, and others.
     """
-
     import timing  # imports CuPy
 
     def measure(what, sample, rounds=timing.ROUNDS, warmup_rounds=timing.WARMUP_ROUNDS, **facts):
@@ -58,6 +52,5 @@ def measure(benchmark):
         benchmark.extra_info.update(what=what, microseconds=seconds * 1e6, **facts)
         if nbytes := facts.get("bytes"):
             benchmark.extra_info["gb_per_s"] = nbytes / seconds * 1e-9
-        return seconds
 
     return measure

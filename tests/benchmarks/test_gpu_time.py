@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.benchmark(group="gpu", timer=timing.c
 SIZES = (2**10, 2**13, 2**17, 2**20, 2**24, 2**26)
 DOUBLES = (2**21, 2**22, 2**23, 2**25)  # with SIZES, each size and its double from 2**20 on
 FEW = SIZES[:3]
+MANY = timing.MOST_LAUNCHES  # of what takes no longer than the host does to replay a graph of few
 
 
 def batches(n):
@@ -83,7 +84,7 @@ def test_fill_after_load(measure, n):
 
 @pytest.mark.parametrize("n", FEW)
 def test_empty(measure, n):
-    sample = timing.graph_sample(lambda i: baselines.launch("empty", n // 2))
+    sample = timing.graph_sample(lambda i: baselines.launch("empty", n // 2), MANY)
     measure("an empty kernel", sample, n=n)
 
 
@@ -93,7 +94,7 @@ def test_two_empty(measure, n):
         baselines.launch("first_of_two", n // 2)
         baselines.launch("second_of_two", n // 2)
 
-    measure("two empty kernels", timing.graph_sample(launch), n=n, against="an empty kernel")
+    measure("two empty kernels", timing.graph_sample(launch, MANY), n=n, against="an empty kernel")
 
 
 @pytest.mark.parametrize("n", FEW)
@@ -104,7 +105,7 @@ def test_two_empty_with_overlap(measure, monkeypatch, n):
         baselines.launch("first_of_two", n // 2)
         launch_second(-(-n // 2 // baselines.BLOCK_THREADS))
 
-    sample = timing.graph_sample(launch)
+    sample = timing.graph_sample(launch, MANY)
     measure("two empty kernels, overlapping", sample, n=n, against="two empty kernels")
 
 
