@@ -2,7 +2,7 @@
 # A stamp file a set of extras, `.venv/.with-EXTRAS`, makes the next run quick.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu bench lint wheel venv clean
+.PHONY: help demo test test-gpu mutants soak sanitize bench lint wheel venv clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -38,6 +38,20 @@ test: $(FOR_TEST) ## run the tests; those that need a GPU too where there is one
 
 test-gpu: $(FOR_TEST) ## run the tests that need a GPU, and no others
 	$(BIN)/python -m pytest -m gpu
+
+mutants: $(FOR_TEST) ## break the kernels on purpose and see that the tests notice, minutes
+	$(BIN)/python tests/mutants.py
+
+CALLS ?= 1000000
+soak: $(FOR_TEST) ## call a million times (on a GPU): memory and time are steady; CALLS=...
+	$(BIN)/python tests/soak.py --calls $(CALLS)
+
+# A fault of any tool ends the run with its report.
+sanitize: $(FOR_TEST) ## run every kernel (on a GPU) under each tool of compute-sanitizer
+	for tool in memcheck racecheck initcheck synccheck; do \
+	    echo "compute-sanitizer --tool $$tool"; \
+	    compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python tests/sanitize_run.py || exit 1; \
+	done
 
 bench: $(FOR_BENCH) ## time everything on a GPU, and say which goals are reached
 	@rm -f benchmarks.json

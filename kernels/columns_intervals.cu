@@ -5,6 +5,8 @@
 //   columns_of_staircases   a block writes some tiles of columns; reads 8 * Q, writes 8 * N bytes
 //   columns_of_few_rows     both at once where the staircases fit in shared memory: every block
 //                           scans all rows for itself; writes 8 * N bytes
+//   excess_of_rows          behind row_staircases too: how many (row, key) pairs the columns show
+//                           beyond the intervals; a block counts one group; reads 16 * Q bytes
 //
 // No block waits for another. Values are clipped to their sequence's keys before they are used, and
 // no address depends on one, so that any bits whatever in the arrays give some columns.
@@ -108,6 +110,34 @@ __device__ void to_pack_coordinates(const Sequence& own, int& start, int& end)
     end = s < e ? (int)((unsigned)own.kv_start + (unsigned)e) : own.kv_start;
 }
 
+// The same for a thread's four rows. Rows behind last_row are like it. The range's sequences hold the
+// warp's rows, and `own` is that of its row before; both are taken on to the next of its rows.
+template <class AnyCuts>
+__device__ void to_pack_coordinates(
+    const AnyCuts& cuts_q, const AnyCuts& cuts_k, unsigned batch, unsigned row, unsigned last_row,
+    SequenceRange& range, Sequence& own, Four& start, Four& end)
+{
+    SequenceEnds<AnyCuts> q_ends = {cuts_q};
+    unsigned lane = threadIdx.x % WARP_THREADS;
+    unsigned warp_first = min(row - PER_THREAD * lane, last_row);
+    unsigned warp_last = min(warp_first + PER_THREAD * WARP_THREADS - 1, last_row);
+    if (warp_last < own.q_end) {  // most warps go on in the sequence before
+        for (int i = 0; i < PER_THREAD; ++i) to_pack_coordinates(own, start.at[i], end.at[i]);
+        return;
+    }
+    SequenceRange here = warp_sequence_range(q_ends, range, (int)warp_first, (int)warp_last);
+    own.q_end = 0;
+    for (unsigned i = 0; i < PER_THREAD; ++i) {
+        if (row + i >= own.q_end) {
+            here.lo = upper_bound(q_ends, here.lo, here.hi, (int)min(row + i, last_row));
+            own = load_sequence(cuts_q, cuts_k, batch, here.lo);
+        }
+        to_pack_coordinates(own, start.at[i], end.at[i]);
+    }
+    range.lo = __shfl_sync(FULL_MASK, here.lo, WARP_THREADS - 1);
+    own = load_sequence(cuts_q, cuts_k, batch, range.lo);
+}
+
 // The staircases of row_num rows in tiles, and 2**group_shift tiles in a group.
 struct Staircases {
     int* ends;    // (row_num,), 16-byte aligned
@@ -174,8 +204,6 @@ __device__ int2 scan_tiles(
     const Intervals& intervals, const Staircases& stairs, unsigned first_tile, unsigned tile_end,
     Four start, Four end, RowShared& shared)
 {
-    SequenceEnds<AnyCuts> q_ends = {cuts_q};
-    unsigned lane = threadIdx.x % WARP_THREADS;
     unsigned row = stairs.first_row(first_tile) + PER_THREAD * threadIdx.x;
     Sequence own = {};  // of the warp's last row; at first none, which ends before every row
     int2 edges = {-1, INT32_MAX_VALUE};
@@ -183,24 +211,7 @@ __device__ int2 scan_tiles(
     for (unsigned tile = first_tile; tile < tile_end; ++tile, row += TILE) {
         Four next_start = {}, next_end = {};  // in flight while this tile is scanned
         if (tile + 1 < tile_end) load_intervals(intervals, row + TILE, next_start, next_end);
-        unsigned last_row = stairs.row_num - 1;  // rows behind it are like it, and not stored
-        unsigned warp_first = min(row - PER_THREAD * lane, last_row);
-        unsigned warp_last = min(warp_first + PER_THREAD * WARP_THREADS - 1, last_row);
-        if (warp_last < own.q_end) {  // most warps go on in the sequence before
-            for (int i = 0; i < PER_THREAD; ++i) to_pack_coordinates(own, start.at[i], end.at[i]);
-        } else {
-            SequenceRange here = warp_sequence_range(q_ends, range, (int)warp_first, (int)warp_last);
-            own.q_end = 0;
-            for (unsigned i = 0; i < PER_THREAD; ++i) {
-                if (row + i >= own.q_end) {
-                    here.lo = upper_bound(q_ends, here.lo, here.hi, (int)min(row + i, last_row));
-                    own = load_sequence(cuts_q, cuts_k, batch, here.lo);
-                }
-                to_pack_coordinates(own, start.at[i], end.at[i]);
-            }
-            range.lo = __shfl_sync(FULL_MASK, here.lo, WARP_THREADS - 1);
-            own = load_sequence(cuts_q, cuts_k, batch, range.lo);
-        }
+        to_pack_coordinates(cuts_q, cuts_k, batch, row, stairs.row_num - 1, range, own, start, end);
         scan_tile(end, start, shared.max_edges[tile % 2], shared.min_edges[tile % 2]);
         store_four(stairs.ends, row, stairs.row_num, end);
         store_four(stairs.starts, row, stairs.row_num, start);
@@ -458,21 +469,11 @@ __device__ void write_columns(
     }
 }
 
-extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_of_staircases(
-    int* ends,                  // (row_num,) as row_staircases leaves them
-    int* starts,                // (row_num,)
-    const int2* group_edges,    // (group_num,)
-    unsigned row_num,           // in [1, INT32_MAX]
-    unsigned group_shift,
-    unsigned group_num,         // in [1, GROUPS]
-    int2* columns,              // (column_num,) of (LTS, UTE)
-    unsigned column_num,        // in [1, INT32_MAX]
-    unsigned tiles_per_block)   // of columns
+// Scans the edges of all groups into shared memory. Ends with a barrier.
+__device__ void scan_group_edges(
+    const int2* group_edges, unsigned group_num, int (&group_ends)[GROUPS], int (&group_starts)[GROUPS],
+    WarpEdges& max_edges, WarpEdges& min_edges)
 {
-    __shared__ ColumnShared shared;
-    __shared__ int group_ends[GROUPS], group_starts[GROUPS];
-    __shared__ WarpEdges max_edges, min_edges;
-    wait_for_launch_before();
     Four end, start;
     for (unsigned i = 0; i < PER_THREAD; ++i) {
         unsigned group = PER_THREAD * threadIdx.x + i;
@@ -488,7 +489,24 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_of_stairc
         group_starts[group] = start.at[i];
     }
     __syncthreads();
+}
 
+extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_of_staircases(
+    int* ends,                  // (row_num,) as row_staircases leaves them
+    int* starts,                // (row_num,)
+    const int2* group_edges,    // (group_num,)
+    unsigned row_num,           // in [1, INT32_MAX]
+    unsigned group_shift,
+    unsigned group_num,         // in [1, GROUPS]
+    int2* columns,              // (column_num,) of (LTS, UTE)
+    unsigned column_num,        // in [1, INT32_MAX]
+    unsigned tiles_per_block)   // of columns
+{
+    __shared__ ColumnShared shared;
+    __shared__ int group_ends[GROUPS], group_starts[GROUPS];
+    __shared__ WarpEdges max_edges, min_edges;
+    wait_for_launch_before();
+    scan_group_edges(group_edges, group_num, group_ends, group_starts, max_edges, min_edges);
     Staircases stored = {ends, starts, row_num, group_shift};
     Staircase<true> up = {ends, group_ends, group_num, stored};
     Staircase<false> low = {starts, group_starts, group_num, stored};
@@ -531,4 +549,96 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void columns_of_few_rows(
     Staircase<true> up = {ends, &edges.x, 1, stored};
     Staircase<false> low = {starts, &edges.y, 1, stored};
     write_columns(up, low, blockIdx.x, blockIdx.x + 1, columns, column_num, shared.columns);
+}
+
+// What a block has found so far, in shared memory.
+struct Excess {
+    unsigned long long pairs;
+    unsigned long long rows;  // how many there are from the first with excess on; 0 if none has
+};
+
+// Adds what the rows of a group's tiles are shown beyond their own keys.
+//
+//     row      0  1  2  3
+//     S        0  0  2  1
+//     E        2  4  3  4
+//     starts   0  0  1  1
+//     ends     2  4  4  4
+//     shown    2  4  3  3        row 2 is shown the keys 1 to 3, of which only 2 is its own
+//     own      2  4  1  3
+//     excess   0  0  2  0
+template <class AnyCuts>
+__device__ void add_excess(
+    const AnyCuts& cuts_q, const AnyCuts& cuts_k, unsigned batch, SequenceRange range,
+    const Intervals& intervals, const Staircase<true>& up, const Staircase<false>& low, Excess& found)
+{
+    unsigned first_tile = up.stored.first_tile(blockIdx.x), tile_end = up.stored.tile_end(blockIdx.x);
+    unsigned row_num = intervals.row_num;
+    unsigned row = up.stored.first_row(first_tile) + PER_THREAD * threadIdx.x;
+    unsigned long long pairs = 0, rows = 0;
+    Sequence own = {};
+#pragma unroll 1
+    for (unsigned tile = first_tile; tile < tile_end; ++tile, row += TILE) {
+        Four start, end;
+        load_intervals(intervals, row, start, end);
+        to_pack_coordinates(cuts_q, cuts_k, batch, row, row_num - 1, range, own, start, end);
+        Four shown_end = up.load(tile), shown_start = low.load(tile);
+        for (unsigned i = 0; i < PER_THREAD; ++i) {
+            if (row + i >= row_num) continue;
+            long long own_keys = max((long long)end.at[i] - start.at[i], 0LL);
+            long long shown = max((long long)shown_end.at[i] - shown_start.at[i], 0LL);
+            if (shown != own_keys && rows == 0) rows = row_num - (row + i);
+            pairs += (unsigned long long)(shown - own_keys);
+        }
+    }
+    if (rows != 0) {
+        atomicAdd(&found.pairs, pairs);
+        atomicMax(&found.rows, rows);
+    }
+}
+
+extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void excess_of_rows(
+    const int* cu_seqlens_q,     // as for row_staircases, and its grid
+    const int* cu_seqlens_k,
+    int q_stride,
+    int k_stride,
+    unsigned batch,
+    const void* attn_mask_kv,
+    int is_int64,
+    unsigned row_num,
+    unsigned group_shift,
+    int* ends,                   // (row_num,) as row_staircases leaves them
+    int* starts,                 // (row_num,)
+    const int2* group_edges,     // (gridDim.x,)
+    unsigned long long* pairs,   // (1,) 0 before, and left so where there is no excess
+    unsigned long long* rows)    // (1,) 0 before: row_num - the first row concerned; or null
+{
+    __shared__ Window window;
+    __shared__ int group_ends[GROUPS], group_starts[GROUPS];
+    __shared__ WarpEdges max_edges, min_edges;
+    __shared__ Excess found;
+    if (threadIdx.x == 0) found = {0, 0};
+    scan_group_edges(group_edges, gridDim.x, group_ends, group_starts, max_edges, min_edges);
+    Staircases stored = {ends, starts, row_num, group_shift};
+    Staircase<true> up = {ends, group_ends, gridDim.x, stored};
+    Staircase<false> low = {starts, group_starts, gridDim.x, stored};
+    Intervals intervals = intervals_of(attn_mask_kv, row_num, is_int64);
+
+    Cuts cuts_q = {cu_seqlens_q, q_stride};
+    Cuts cuts_k = {cu_seqlens_k, k_stride};
+    unsigned first = stored.first_row(stored.first_tile(blockIdx.x));
+    unsigned last = stored.last_row(stored.tile_end(blockIdx.x) - 1);
+    SequenceRange range = block_sequence_range(cuts_q, batch, (int)first, (int)last);
+    if (range.hi - range.lo <= WINDOW_SEQUENCES) {
+        block_stage_cuts(cuts_q, cuts_k, range, batch, window);
+        StagedCuts q = {window.q, range.lo}, k = {window.k, range.lo};
+        add_excess(q, k, batch, range, intervals, up, low, found);
+    } else {
+        add_excess(cuts_q, cuts_k, batch, range, intervals, up, low, found);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0 && found.rows != 0) {
+        atomicAdd(pairs, found.pairs);
+        if (rows) atomicMax(rows, found.rows);
+    }
 }

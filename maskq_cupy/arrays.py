@@ -6,8 +6,10 @@ array interface); DLPack serves the rest. Needs CuPy; touches no device at impor
 
 import collections
 import math
+import os
 import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,8 +55,9 @@ class GpuArray(NamedTuple):
 # A NamedTuple's own constructor costs three times this, and a call makes several.
 _new = tuple.__new__
 
-_INDEX_DTYPES = {np.dtype(name): name for name in ("int32", "int64")}
-_TORCH_INDEX_DTYPES: dict[Any, str] = {}
+# By table: str() of a NumPy dtype costs more than reading the rest of the array's facts.
+_NAMES = {np.dtype(t): np.dtype(t).name for t in "?bhilqBHILQefd"}
+_TORCH_NAMES: dict[Any, str] = {}
 
 
 def gpu_array(value: Any, name: str, streams: Streams) -> GpuArray | None:
@@ -81,7 +84,7 @@ def _from_cupy(array: Any, stream: int | None, writable: bool = True) -> GpuArra
         GpuArray,
         (
             data.ptr,
-            _INDEX_DTYPES.get(dtype) or str(dtype),
+            _NAMES.get(dtype) or str(dtype),
             array.shape,
             array.nbytes,
             data.device_id,
@@ -94,14 +97,14 @@ def _from_cupy(array: Any, stream: int | None, writable: bool = True) -> GpuArra
 
 
 def _from_torch(torch: Any, tensor: Any) -> GpuArray:
-    if not _TORCH_INDEX_DTYPES:
-        _TORCH_INDEX_DTYPES.update({torch.int32: "int32", torch.int64: "int64"})
     dtype, device = tensor.dtype, tensor.get_device()
+    if dtype not in _TORCH_NAMES:
+        _TORCH_NAMES[dtype] = str(dtype).removeprefix("torch.")
     return _new(
         GpuArray,
         (
             tensor.data_ptr(),
-            _TORCH_INDEX_DTYPES.get(dtype) or str(dtype).removeprefix("torch."),
+            _TORCH_NAMES[dtype],
             tensor.shape,
             tensor.nbytes,
             device,
@@ -157,9 +160,35 @@ def current_device() -> int:
     try:
         return runtime.getDevice()
     except runtime.CUDARuntimeError as error:
+        if error.status == _INITIALIZATION_ERROR:  # another library used CUDA before the fork
+            raise RuntimeError(_FORKED) from None
         raise RuntimeError(
             f"{gpu_problem() or error}; maskq_cupy.reference computes the same on the CPU"
         ) from None
+
+
+_INITIALIZATION_ERROR = 3  # cudaErrorInitializationError
+_FORKED = (
+    "CUDA cannot be used after a fork of a process that has used it: start processes with "
+    "multiprocessing's 'spawn' method"
+)
+
+
+@cache
+def refuse_after_fork() -> None:
+    """Have every call in a child that is forked from now on raise, where CUDA might hang.
+
+    Every call asks for the current device first, so that this costs nothing a call.
+    """
+
+    def refuse() -> int:
+        raise RuntimeError(_FORKED)
+
+    def in_child() -> None:
+        global current_device
+        current_device = refuse
+
+    os.register_at_fork(after_in_child=in_child)
 
 
 def streams_of(stream: Any) -> Streams:
@@ -266,6 +295,11 @@ def empty(shape: tuple[int, ...], dtype: Any, streams: Streams) -> Any:
         return cupy.empty(shape, dtype)
     with _as_current(streams.launch):
         return cupy.empty(shape, dtype)
+
+
+def zero(pointer: int, nbytes: int, stream: int) -> None:
+    """Set memory on the current device to 0, without a host wait."""
+    runtime.memsetAsync(pointer, 0, nbytes, stream)
 
 
 def upload(array: np.ndarray, stream: int) -> Any:

@@ -45,6 +45,12 @@ def check_intervals_form(dtype: str, shape: Sequence[int]) -> int:
     return shape[0] if paired else shape[0] // 2
 
 
+def check_intervals_given(attn_mask_kv: object) -> None:
+    """Require that there are intervals, where they are not optional."""
+    if attn_mask_kv is None:
+        raise TypeError("attn_mask_kv must be int32 or int64 of shape (Q, 2) or (2 * Q,), got None")
+
+
 def check_token_num(value: object, name: str = "kv_token_num") -> int:
     """Require an int in [0, 2**31 - 1]; return it."""
     return check_int(value, name, expected="an int or None")
@@ -148,6 +154,69 @@ def decrease_error(name: str, i: int, before: int, value: int) -> ValueError:
     return ValueError(
         f"{name} must not decrease, got {name}[{i}] = {value} after {name}[{i - 1}] = {before}"
     )
+
+
+def check_parent_form(dtype: str, shape: Sequence[int], segment_num: int) -> None:
+    """Require int32 or int64 of shape (B,), one entry a segment."""
+    if dtype not in INDEX_DTYPES or tuple(shape) != (segment_num,):
+        expected = f"int32 or int64 of shape (B,) = ({segment_num},)"
+        raise form_error("parent", expected, dtype, shape)
+
+
+def host_parents(parent: Any, segment_num: int) -> np.ndarray:
+    """Check the form and the values of a list or host array of parents; return it as int64."""
+    parents = _host_indices("parent", parent)
+    check_parent_form(str(parents.dtype), parents.shape, segment_num)
+    parents = parents.astype(np.int64)
+    check_parent_values(parents)
+    return parents
+
+
+def check_parent_values(parent: np.ndarray) -> None:
+    """Require parents before their children, and segments in depth-first order."""
+    segment = np.arange(len(parent))
+    astray = np.flatnonzero((parent < -1) | (parent >= segment))
+    if astray.size:
+        b = int(astray[0])
+        raise ValueError(
+            f"parent must hold -1 or a segment before its child, got parent[{b}] = {parent[b]}"
+        )
+    ends = subtree_ends(parent)
+    late = np.flatnonzero((parent >= 0) & (ends[parent] <= segment))
+    if late.size:
+        b = int(late[0])
+        end = ends[parent[b]]
+        raise ValueError(
+            "parent must be in depth-first order: the segment before its child or one of that "
+            f"one's ancestors, got parent[{b}] = {parent[b]}, whose subtree ended before segment "
+            f"{end} with parent[{end}] = {parent[end]}"
+        )
+
+
+def subtree_ends(parent: np.ndarray) -> np.ndarray:
+    """Return for each segment the first one behind it whose parent is before it, or B."""
+    segment_num = len(parent)
+    segment = np.arange(segment_num)
+    least = [parent]  # least[i][b] is the least parent of 2**i segments from b on
+    for i in range(max(segment_num - 1, 0).bit_length()):
+        wider = least[-1].copy()
+        np.minimum(wider[: -(2**i)], wider[2**i :], out=wider[: -(2**i)])
+        least.append(wider)
+    ends = segment + 1
+    for i, parents in reversed(list(enumerate(least))):
+        inside = ends < segment_num
+        inside[inside] = parents[ends[inside]] >= segment[inside]
+        ends = np.where(inside, np.minimum(ends + 2**i, segment_num), ends)
+    return ends
+
+
+def check_excess(pairs: int, first_row: int) -> None:
+    """Require that the columns show no (row, key) pair beyond the intervals."""
+    if pairs:
+        raise ValueError(
+            "attn_mask_kv must hold intervals that two columns show exactly, "
+            f"got {pairs} (row, key) pairs shown beyond them, the first in row {first_row}"
+        )
 
 
 def check_totals(kv_token_num: int, kv_total: int, row_num: int | None, q_total: int) -> None:

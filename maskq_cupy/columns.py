@@ -4,12 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from maskq_cupy import arrays, checks, launch, plan
-from maskq_cupy.arrays import GpuArray, Streams, cupy
+from maskq_cupy import arrays, checks, excess, launch, pack, plan
+from maskq_cupy.arrays import cupy
 from maskq_cupy.rule import resolve_rule
-
-_INPUTS = ("cu_seqlens_q", "cu_seqlens_k", "attn_mask_kv")
-_STRIDES = {"int32": 1, "int64": 2}  # in 32-bit words
 
 
 def get_attn_mask_q(
@@ -49,7 +46,8 @@ def get_attn_mask_q(
         stream: the launch stream: a CuPy stream, a pointer, or an object with ``__cuda_stream__``
             or ``.cuda_stream``; CuPy's current one if None. Other frameworks' streams wait for
             it and it for them; the host does not.
-        validate: check the values on the GPU too, at the cost of a wait.
+        validate: check the values on the GPU too, and that the columns show exactly the intervals
+            (``excess_pairs`` is 0), at the cost of a wait.
 
     Returns:
         int32 cupy.ndarray, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c
@@ -69,7 +67,10 @@ def get_attn_mask_q(
     rule = resolve_rule(causal, window, num_sink_tokens, attn_mask_kv is not None)
     device = arrays.current_device()
     streams = arrays.streams_of(stream)
-    inputs = _inputs(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, streams)
+    named = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    if attn_mask_kv is not None:
+        named["attn_mask_kv"] = attn_mask_kv
+    inputs = pack.inputs_on_gpu(named, streams)
     target = None if out is None else launch.on_gpu(out, "out", streams)
     memory = None if scratch is None else launch.on_gpu(scratch, "scratch", streams)
     given = inputs[:]
@@ -90,22 +91,25 @@ def get_attn_mask_q(
 
     column_num = None if kv_token_num is None else checks.check_token_num(kv_token_num)
     if target is not None:
-        column_num = _check_out(target, inputs, column_num)
-    if inputs:
-        row_num = _check_forms(inputs)
+        column_num = pack.check_out(target, inputs, column_num)
+    on_gpu = bool(inputs)
+    if on_gpu:
+        pack.check_cuts(inputs[0], inputs[1])
+        row_num = pack.check_intervals(inputs[2]) if inputs[2:] else 0
     else:
         host = checks.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, column_num)
-        launch.forbid_in_capture(streams, "host input is copied: give arrays on the GPU")
-        inputs, row_num, column_num = _upload(host, streams), host.row_num, host.column_num
-        validate = False  # done, on the host
+        inputs = pack.upload_batch(host, streams)
+        row_num, column_num = host.row_num, host.column_num
+    q, k = inputs[:2]
     if column_num is None:
-        launch.forbid_in_capture(streams, "kv_token_num is read back: give it, or out=")
-        arrays.wait_for_producers(given, streams)
-        column_num = checks.check_token_num(int(_read_back(inputs[1], streams)[-1]))
-    if validate:
+        column_num = pack.read_column_num(k, given, streams)
+    if validate and on_gpu:
         launch.forbid_in_capture(streams, "validate=True waits for the GPU")
         arrays.wait_for_producers(given, streams)
-        _check_values(inputs, row_num, column_num, streams)
+        row_total, key_total = pack.check_cuts_values(q, k, streams)
+        checks.check_totals(column_num, key_total, row_num if inputs[2:] else None, row_total)
+    if validate and row_num:
+        excess.check_excess(inputs, row_num, given, device, streams)
 
     if target is None:
         launch.forbid_in_capture(streams, "the result is allocated: give out=")
@@ -115,127 +119,18 @@ def get_attn_mask_q(
         columns = target.pointer
     if column_num == 0:
         return out
-    q, k = inputs[:2]
-    batch = (q.pointer, k.pointer, _STRIDES[q.dtype], _STRIDES[k.dtype], k.shape[0] - 1)
+    batch = pack.plan_batch(q, k)
     launches: tuple[plan.Launch, ...]
     if not row_num:
         launches = (plan.rule_launch(batch, rule, columns, column_num),)
     else:
         # The pool's memory may be handed out again at once: on this stream, behind the launches.
-        scratch_pointer, _ = _scratch(memory, row_num, [*inputs, target], streams)
+        scratch_pointer, _ = pack.scratch_memory(
+            memory, plan.scratch_nbytes(row_num), [*inputs, target], streams
+        )
         launches = plan.interval_launches(
             batch, inputs[2].pointer, inputs[2].dtype == "int64", row_num, columns, column_num,
             scratch_pointer,
         )  # fmt: skip
     launch.run(launches, given, device, streams)
     return out
-
-
-def _inputs(
-    cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any, streams: Streams
-) -> list[GpuArray]:
-    """Return the facts of the input arrays on a GPU, or nothing where all are on the host."""
-    found = [
-        arrays.gpu_array(cu_seqlens_q, "cu_seqlens_q", streams),
-        arrays.gpu_array(cu_seqlens_k, "cu_seqlens_k", streams),
-    ]
-    if attn_mask_kv is not None:
-        found.append(arrays.gpu_array(attn_mask_kv, "attn_mask_kv", streams))
-    inputs = [array for array in found if array is not None]
-    if inputs and len(inputs) < len(found):
-        places = ", ".join(
-            f"{name} on {'the host' if array is None else 'a GPU'}"
-            for name, array in zip(_INPUTS, found, strict=False)
-        )
-        raise TypeError(f"the input must be all on one GPU or all on the host, got {places}")
-    return inputs
-
-
-def _check_forms(inputs: list[GpuArray]) -> int:
-    """Check types, shapes and contiguity; return the number of rows of attn_mask_kv, 0 without."""
-    q, k = inputs[:2]
-    checks.check_cu_seqlens_form("cu_seqlens_q", q.dtype, q.shape)
-    checks.check_cu_seqlens_form("cu_seqlens_k", k.dtype, k.shape)
-    checks.check_same_batch(q.shape[0], k.shape[0])
-    row_num = checks.check_intervals_form(inputs[2].dtype, inputs[2].shape) if inputs[2:] else 0
-    for i, array in enumerate(inputs):
-        if not array.contiguous:
-            name = _INPUTS[i]
-            raise ValueError(
-                f"{name} must be C-contiguous, got a strided view of shape {array.shape}"
-            )
-    return row_num
-
-
-def _check_out(target: GpuArray, inputs: list[GpuArray], column_num: int | None) -> int:
-    """Return the number of columns that `out` has room for."""
-    shape = target.shape
-    room = checks.check_columns_form(target.dtype, shape, "out")
-    if column_num is not None and room != column_num:
-        raise ValueError(
-            f"out must have N = kv_token_num = {column_num} columns, got shape {tuple(shape)}"
-        )
-    if not target.contiguous:
-        raise ValueError(f"out must be C-contiguous, got a strided view of shape {tuple(shape)}")
-    if not target.writable:
-        raise ValueError(f"out must be writable, got a read-only {type(target.value).__name__}")
-    if target.pointer % 8:
-        raise ValueError(f"out must be 8-byte aligned, got address {target.pointer:#x}")
-    launch.forbid_overlap("out", target, inputs)
-    return room
-
-
-def _scratch(
-    memory: GpuArray | None, row_num: int, others: list[GpuArray | None], streams: Streams
-) -> tuple[int, Any]:
-    """Return the pointer of the scratch memory for so many rows, given or from the pool, and it."""
-    nbytes = plan.scratch_nbytes(row_num)
-    if memory is None:
-        if nbytes == 0:
-            return 0, None
-        launch.forbid_in_capture(
-            streams, f"scratch memory is allocated: give scratch= of {nbytes} bytes"
-        )
-        pool = arrays.empty((nbytes,), np.uint8, streams)
-        return pool.data.ptr, pool
-    if (
-        memory.nbytes < nbytes
-        or not memory.contiguous
-        or not memory.writable
-        or memory.pointer % 16
-    ):
-        raise ValueError(
-            "scratch must be writable, contiguous, 16-byte aligned and of at least "
-            f"{nbytes} bytes, got {memory.nbytes} bytes at {memory.pointer:#x}, "
-            f"contiguous={memory.contiguous}, writable={memory.writable}"
-        )
-    launch.forbid_overlap("scratch", memory, others)
-    return memory.pointer, memory.value
-
-
-def _upload(host: checks.HostBatch, streams: Streams) -> list[GpuArray]:
-    """Copy a batch to the GPU in one transfer, as int64."""
-    parts = [host.cu_seqlens_q, host.cu_seqlens_k]
-    if host.attn_mask_kv is not None:
-        parts.append(host.attn_mask_kv.reshape(-1))
-    memory = arrays.upload(np.concatenate(parts), streams.launch)
-    ends = np.cumsum([len(part) for part in parts]).tolist()
-    split = [memory[end - len(part) : end] for end, part in zip(ends, parts, strict=True)]
-    return [launch.on_gpu(array, "the copy", streams) for array in split]
-
-
-def _read_back(
-    cu_seqlens: GpuArray, streams: Streams, entries: slice = slice(-1, None)
-) -> np.ndarray:
-    """Copy entries of a cu_seqlens array to the host, behind the work on the launch stream."""
-    start, stop, _ = entries.indices(cu_seqlens.shape[0])
-    pointer = cu_seqlens.pointer + start * 4 * _STRIDES[cu_seqlens.dtype]
-    return arrays.download(pointer, cu_seqlens.dtype, stop - start, streams.launch)
-
-
-def _check_values(inputs: list[GpuArray], row_num: int, column_num: int, streams: Streams) -> None:
-    counted = slice(0, inputs[1].shape[0])
-    q, k = (_read_back(array, streams, counted) for array in inputs[:2])
-    checks.check_cu_seqlens_values("cu_seqlens_q", q)
-    checks.check_cu_seqlens_values("cu_seqlens_k", k)
-    checks.check_totals(column_num, int(k[-1]), row_num if inputs[2:] else None, int(q[-1]))

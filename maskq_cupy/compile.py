@@ -17,12 +17,14 @@ BLOCK_THREADS = 256
 WINDOW_SEQUENCES = 1022  # sequences of a tile whose cuts a block keeps in shared memory
 NEAR_TILES = 4  # row tiles that a block reads whole for a tile of columns
 FEW_TILES_SHIFT = 1  # 2**this row tiles have staircases that fit in a block's shared memory
+OWN_SEGMENTS = 4096  # segments of a forest up to which each block finds their minima itself
 OPTIONS = (
     "-std=c++17",
     f"-DBLOCK_THREADS={BLOCK_THREADS}",
     f"-DWINDOW_SEQUENCES={WINDOW_SEQUENCES}",
     f"-DNEAR_TILES={NEAR_TILES}",
     f"-DFEW_TILES_SHIFT={FEW_TILES_SHIFT}",
+    f"-DOWN_SEGMENTS={OWN_SEGMENTS}",
 )
 TILE = (
     4 * BLOCK_THREADS
@@ -33,14 +35,24 @@ _MISSING_CUPY = (
     'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version); '
     "maskq_cupy.reference needs NumPy alone"
 )
+_MISSING_NVRTC = (
+    "CuPy compiles the kernels with NVRTC, which it does not find: "
+    'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version)'
+)
+_UNUSABLE_CACHE = (
+    "CuPy keeps compiled kernels in a folder that it cannot use: "
+    "set CUPY_CACHE_DIR to one that it can write to, got"
+)
 
 
 def require_cupy() -> Any:
-    """Return the cupy module, or raise ImportError with one line that names the extra."""
+    """Return the cupy module, or raise ImportError with one line that says what to do."""
     try:
         import cupy
     except ImportError:
         raise ImportError(_MISSING_CUPY) from None
+    except OSError as error:  # it makes the folder when it is imported
+        raise ImportError(f"{_UNUSABLE_CACHE} {error}") from None
     return cupy
 
 
@@ -115,11 +127,18 @@ _KERNELS = {
     "row_staircases": ("columns_intervals.cu", "PPiiIPiIIPPP"),
     "columns_of_staircases": ("columns_intervals.cu", "PPPIIIPII"),
     "columns_of_few_rows": ("columns_intervals.cu", "PPiiIPiIPI"),
+    "excess_of_rows": ("columns_intervals.cu", "PPiiIPiIIPPPPP"),
+    "segment_minima": ("columns_tree.cu", "PiIP"),
+    "columns_tree": ("columns_tree.cu", "PPiiIPiPPII"),
     "column_tile_lists": ("tile_lists.cu", "PIIIIIPPPPP"),
     "row_tile_lists": ("tile_lists.cu", "PIIPPPP"),
     "four_columns": ("forms.cu", "PIiP"),
     "dense_mask": ("forms.cu", "PIIIIP"),
 }
+
+
+def kernel_names() -> tuple[str, ...]:
+    return tuple(_KERNELS)
 
 
 class _Attribute(ctypes.Structure):
@@ -166,7 +185,11 @@ class Kernel:
         """Compile, or take from CuPy's disk cache, and load for the current device, `device`."""
         with _loading:
             if device not in self.pointers:
-                function = _module(self._file).get_function(self._name).kernel
+                _check_nvrtc()
+                try:
+                    function = _module(self._file).get_function(self._name).kernel
+                except OSError as error:
+                    raise RuntimeError(f"{_UNUSABLE_CACHE} {error}") from error
                 self._functions.append(function)
                 self.pointers[device] = function.ptr
 
@@ -217,12 +240,23 @@ def _can_overlap(device: int) -> bool:
     return int(require_cupy().cuda.Device(device).compute_capability) >= 90
 
 
+def _check_nvrtc() -> None:
+    """Require NVRTC, which CuPy asks for its version even where a kernel is in the disk cache."""
+    try:
+        require_cupy().cuda.nvrtc.getVersion()
+    except RuntimeError as error:
+        raise RuntimeError(_MISSING_NVRTC) from error
+
+
 _loading = threading.Lock()
 
 
-@cache
+_kernels: dict[str, Kernel] = {}
+
+
 def kernel(name: str) -> Kernel:
-    return Kernel(name)
+    """Return the kernel of that name: one for all threads, whichever of them asks first."""
+    return _kernels.get(name) or _kernels.setdefault(name, Kernel(name))
 
 
 @cache

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from maskq_cupy import arrays
-from maskq_cupy.arrays import GpuArray, Streams
-from maskq_cupy.compile import kernel
+from maskq_cupy.arrays import GpuArray, Streams, cupy
+from maskq_cupy.compile import kernel, kernel_names
 from maskq_cupy.plan import Launch
 
 
@@ -51,12 +51,23 @@ def forbid_in_capture(streams: Streams, reason: str) -> None:
         raise RuntimeError(f"not possible while the stream is captured: {reason}")
 
 
-def run(launches: Iterable[Launch], given: list[GpuArray], device: int, streams: Streams) -> None:
-    """Launch on the current device, `device`, in order with the streams of the given arrays."""
+def run(
+    launches: Iterable[Launch],
+    given: list[GpuArray],
+    device: int,
+    streams: Streams,
+    zeroed: tuple[int, int] | None = None,
+) -> None:
+    """Launch on the current device, `device`, in order with the streams of the given arrays.
+
+    ``zeroed`` is the pointer and the bytes of memory that is set to 0 before the launches.
+    """
     for launch in launches:
         if device not in kernel(launch.kernel).pointers:
-            forbid_in_capture(streams, "a kernel is compiled at its first use: call once before")
-            kernel(launch.kernel).load(device)
+            forbid_in_capture(
+                streams, "a kernel is compiled at its first use: call maskq_cupy.warm_up() before"
+            )
+            _load(launch.kernel, device)
     stream, current = streams
     in_order = stream == current
     for array in given:
@@ -64,8 +75,31 @@ def run(launches: Iterable[Launch], given: list[GpuArray], device: int, streams:
             in_order = False
     if not in_order:
         arrays.wait_for_producers(given, streams)
+    if zeroed is not None:
+        arrays.zero(*zeroed, stream)
     for launch in launches:
         name, grid, arguments, overlap = launch
         kernel(name).launch(device, stream, grid, arguments, overlap)
     if not in_order:
         arrays.release_to_producers(given, streams)
+
+
+def warm_up(device: int | None = None) -> None:
+    """Compile and load every kernel for a device, the current one if None.
+
+    Seconds the first time on a machine, milliseconds from CuPy's disk cache, microseconds from then
+    on. Calls do it by themselves at a kernel's first use, but not in a graph capture.
+
+    Raises:
+        RuntimeError: without a GPU or NVRTC.
+    """
+    current = arrays.current_device()
+    device = current if device is None else device
+    with cupy.cuda.Device(device):
+        for name in kernel_names():
+            _load(name, device)
+
+
+def _load(name: str, device: int) -> None:
+    arrays.refuse_after_fork()
+    kernel(name).load(device)

@@ -7,7 +7,7 @@ run the same launches on the CPU.
 from typing import Any, NamedTuple
 
 from maskq_cupy import checks
-from maskq_cupy.compile import BLOCK_THREADS, FEW_TILES_SHIFT
+from maskq_cupy.compile import BLOCK_THREADS, FEW_TILES_SHIFT, OWN_SEGMENTS
 from maskq_cupy.reference import Blocks
 from maskq_cupy.rule import Rule
 
@@ -34,12 +34,15 @@ def rule_launch(
     batch: Batch, rule: Rule, columns: Any, column_num: int, block_threads: int = BLOCK_THREADS
 ) -> Launch:
     """Return the launch that writes the columns of a rule; column_num is at least 1."""
+    steps, grid = _column_tiles(column_num, block_threads)
+    return Launch("columns_rule", grid, (*batch, *rule, columns, column_num, steps))
+
+
+def _column_tiles(column_num: int, block_threads: int) -> tuple[int, int]:
+    """Return the pairs of columns that a thread writes, and the blocks that write them all."""
     # More columns a thread save searches; fewer fill the GPU where there are few.
     steps = 1 if column_num < 1 << 19 else 4 if column_num < 1 << 21 else 8
-    tile = 2 * block_threads * steps
-    grid = column_num // tile + 1  # an unaligned array starts with half a pair
-    arguments = (*batch, *rule, columns, column_num, steps)
-    return Launch("columns_rule", grid, arguments)
+    return steps, column_num // (2 * block_threads * steps) + 1  # may start with half a pair
 
 
 def scratch_nbytes(q_token_num: int) -> int:
@@ -56,7 +59,16 @@ def scratch_nbytes(q_token_num: int) -> int:
 def interval_scratch_nbytes(row_num: int, block_threads: int) -> int:
     if _row_tiles(row_num, block_threads) <= 1 << FEW_TILES_SHIFT:
         return 0
-    return EDGES_NBYTES + 2 * _staircase_nbytes(row_num)
+    return excess_scratch_nbytes(row_num)
+
+
+def excess_scratch_nbytes(q_token_num: int) -> int:
+    """Return the bytes of scratch memory that `excess_pairs` of so many rows needs.
+
+    >>> excess_scratch_nbytes(1000)
+    12096
+    """
+    return EDGES_NBYTES + 2 * _staircase_nbytes(q_token_num)
 
 
 def _row_tiles(row_num: int, block_threads: int) -> int:
@@ -86,27 +98,104 @@ def interval_launches(
     if tile_num <= 1 << FEW_TILES_SHIFT:
         arguments = (*batch, intervals, is_int64, row_num, columns, column_num)
         return (Launch("columns_of_few_rows", column_num // tile + 1, arguments),)
-    group_shift = max(0, (tile_num - 1).bit_length() - (tile // 2 - 1).bit_length())
-    group_num = ((tile_num - 1) >> group_shift) + 1
-    ends = scratch + EDGES_NBYTES
-    starts = ends + _staircase_nbytes(row_num)
+    rows = _rows_launch(batch, intervals, is_int64, row_num, scratch, block_threads)
+    group_shift, ends, starts, edges = rows.arguments[-4:]
     tiles_per_block = 1 if column_num < 1 << 20 else 2 if column_num < 1 << 22 else 8
     return (
-        Launch(
-            "row_staircases",
-            group_num,
-            (*batch, intervals, is_int64, row_num, group_shift, ends, starts, scratch),
-        ),
+        rows,
         Launch(
             "columns_of_staircases",
             column_num // (tile * tiles_per_block) + 1,
             (
-                *(ends, starts, scratch, row_num, group_shift, group_num),
+                *(ends, starts, edges, row_num, group_shift, rows.grid),
                 *(columns, column_num, tiles_per_block),
             ),
             # Where they are many, blocks that wait would take the place of those that work.
             overlap=column_num < 1 << 19,
         ),
+    )
+
+
+def _rows_launch(
+    batch: Batch, intervals: Any, is_int64: bool, row_num: int, scratch: Any, block_threads: int
+) -> Launch:
+    """Return the launch that scans the rows; scratch holds the edges, the ends and the starts."""
+    tile_num = _row_tiles(row_num, block_threads)
+    most_groups = 2 * block_threads
+    group_shift = max(0, (tile_num - 1).bit_length() - (most_groups - 1).bit_length())
+    group_num = ((tile_num - 1) >> group_shift) + 1
+    ends = scratch + EDGES_NBYTES
+    starts = ends + _staircase_nbytes(row_num)
+    arguments = (*batch, intervals, is_int64, row_num, group_shift, ends, starts, scratch)
+    return Launch("row_staircases", group_num, arguments)
+
+
+def excess_launches(
+    batch: Batch,
+    intervals: Any,
+    is_int64: bool,
+    row_num: int,
+    pairs: Any,
+    rows_from_first: Any,
+    scratch: Any,
+    block_threads: int = BLOCK_THREADS,
+) -> tuple[Launch, Launch]:
+    """Return the launches that count the pairs shown too many; row_num is at least 1.
+
+    pairs, and rows_from_first if it is not 0, point to 64 bits that are 0 before.
+    """
+    rows = _rows_launch(batch, intervals, is_int64, row_num, scratch, block_threads)
+    return rows, Launch("excess_of_rows", rows.grid, (*rows.arguments, pairs, rows_from_first))
+
+
+def tree_scratch_nbytes(segment_num: int) -> int:
+    """Return the bytes of scratch memory that a tree of so many segments needs.
+
+    An eighth of a byte a segment or so; none where they are no more than a few thousand.
+
+    >>> tree_scratch_nbytes(4096), tree_scratch_nbytes(100_000)
+    (0, 12908)
+    """
+    return minima_nbytes(segment_num, OWN_SEGMENTS)
+
+
+def minima_nbytes(segment_num: int, own_segments: int) -> int:
+    return 4 * sum(_levels(segment_num)) if segment_num > own_segments else 0
+
+
+def _levels(segment_num: int) -> list[int]:
+    """Return the entries of each level of minima, up to the first of at most 32."""
+    levels = []
+    size = segment_num
+    while size > 32:
+        size = -(-size // 32)
+        levels.append(size)
+    return levels
+
+
+def tree_launches(
+    batch: Batch,
+    parent: Any,
+    parent_stride: int,
+    columns: Any,
+    column_num: int,
+    scratch: Any,
+    block_threads: int = BLOCK_THREADS,
+    own_segments: int = OWN_SEGMENTS,
+) -> tuple[Launch, ...]:
+    """Return the launches that write the columns of a tree; column_num is at least 1.
+
+    One where the segments are few; it needs no scratch.
+    """
+    segment_num = batch[-1]
+    steps, grid = _column_tiles(column_num, block_threads)
+    tree = (*batch, parent, parent_stride)
+    if segment_num <= own_segments:
+        return (Launch("columns_tree", grid, (*tree, 0, columns, column_num, steps)),)
+    top = _levels(segment_num)[-1]
+    return (
+        Launch("segment_minima", top, (parent, parent_stride, segment_num, scratch)),
+        Launch("columns_tree", grid, (*tree, scratch, columns, column_num, steps)),
     )
 
 

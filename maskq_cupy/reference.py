@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskq_cupy import checks
-from maskq_cupy.rule import Rule, resolve_rule
+from maskq_cupy.rule import CAUSAL, Rule, resolve_rule
 
 DENSE_LIMIT = 2**30  # pairs, a byte each, of a dense mask unless the caller allows more
 
@@ -80,12 +80,88 @@ def _interval_columns(
     q: np.ndarray, k: np.ndarray, column: np.ndarray, intervals: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Invert the rows' two staircases: count the steps at or below each column."""
-    start_key, end_key = _visible_keys(q, k, intervals)
-    ends = np.maximum.accumulate(end_key)
-    starts = np.minimum.accumulate(start_key[::-1])[::-1]
+    ends, starts = _staircases(*_visible_keys(q, k, intervals))
     ute = np.searchsorted(ends, column, side="right")
     lts = np.searchsorted(starts, column, side="right")
     return np.maximum(lts, ute), ute
+
+
+def _staircases(start_key: np.ndarray, end_key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the running maximum of E, and the running minimum from the right of S."""
+    return np.maximum.accumulate(end_key), np.minimum.accumulate(start_key[::-1])[::-1]
+
+
+def tree_attn_mask_q(
+    parent: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, kv_token_num: int | None = None
+) -> np.ndarray:
+    """Return, for each key column of a packed forest of segments, the rows that see it.
+
+    A row sees its own segment's keys up to the diagonal (bottom-right aligned), and all keys of the
+    segment's ancestors. A segment may have keys and no rows, as a cached prompt has.
+
+    Args:
+        parent: int32 or int64, shape (B,), on the host: each segment's parent, -1 for a root.
+            Segments are packed in depth-first order: a parent is the segment before its child, or
+            one of that segment's ancestors.
+        cu_seqlens_q: int32 or int64, shape (B + 1,) or longer, non-decreasing from 0, on the host.
+        cu_seqlens_k: int32 or int64, shape (B + 1,), non-decreasing from 0, on the host.
+        kv_token_num: number of columns N; ``cu_seqlens_k[B]`` if None. Columns past the last
+            segment are seen by nobody.
+
+    Returns:
+        int32, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c is shown to
+        exactly the rows ``[UTE, LTS)``. It is what the rows see, exactly.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    A prompt of two tokens and two answers, of two tokens and of one:
+
+    >>> tree_attn_mask_q([-1, 0, 0], [0, 2, 4, 5], [0, 2, 4, 5]).T
+    array([[5, 5, 4, 4, 5],
+           [0, 1, 2, 3, 4]], dtype=int32)
+    """
+    q, k, _, column_num = checks.host_batch(cu_seqlens_q, cu_seqlens_k, None, kv_token_num)
+    parents = checks.host_parents(parent, len(k) - 1)
+    column = np.arange(column_num)
+    _, ute = _rule_columns(q, k, column, CAUSAL)
+    # A last segment takes the padding columns: it ends where the rows end.
+    row_ends = q[np.append(checks.subtree_ends(parents), len(parents))]
+    lts = row_ends[np.searchsorted(k[1:], column, side="right")]
+    return np.stack([lts, ute], axis=1).astype(np.int32)
+
+
+def excess_pairs(cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any) -> int:
+    """Return how many (row, key) pairs the columns of intervals show beyond them.
+
+    0 means that ``get_attn_mask_q(cu_seqlens_q, cu_seqlens_k, attn_mask_kv)`` shows exactly these
+    intervals; it never shows fewer. The count is ``sum(LTS - UTE)`` of its columns less the pairs
+    of the intervals.
+
+    Args:
+        cu_seqlens_q: int32 or int64, shape (B + 1,) or longer, non-decreasing from 0, on the host.
+        cu_seqlens_k: int32 or int64, shape (B + 1,), non-decreasing from 0, on the host.
+        attn_mask_kv: int32 or int64, shape (Q, 2) or (2 * Q,): the keys [start, end) that each
+            row sees, counted from its sequence's first key.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Two rows of one sequence, of which the second sees less than the first:
+
+    >>> excess_pairs([0, 2], [0, 4], [[0, 3], [0, 1]])
+    2
+    """
+    checks.check_intervals_given(attn_mask_kv)
+    q, k, intervals, _ = checks.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, None)
+    return int(_excess(q, k, intervals).sum())
+
+
+def _excess(q: np.ndarray, k: np.ndarray, intervals: Any) -> np.ndarray:
+    """Return how many keys each row is shown beyond its own."""
+    start_key, end_key = _visible_keys(q, k, intervals)
+    ends, starts = _staircases(start_key, end_key)
+    return np.maximum(ends - starts, 0) - np.maximum(end_key - start_key, 0)
 
 
 def _visible_keys(

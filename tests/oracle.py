@@ -70,3 +70,19 @@ def superset(q_lens, k_lens, intervals):
             last = max(ends[r] for r in rows if r <= row)
             seen[row, first:last] = True
     return seen
+
+
+def tree_visible(parent, q_lens, k_lens):
+    """Return the boolean (Q, N) matrix of a forest: does the row see the key? By its ancestors."""
+    q_cuts, k_cuts = np.cumsum([0, *q_lens]), np.cumsum([0, *k_lens])
+    seen = np.zeros((q_cuts[-1], k_cuts[-1]), bool)
+    for b, (q_len, kv_len) in enumerate(zip(q_lens, k_lens, strict=True)):
+        for i in range(q_len):
+            row = q_cuts[b] + i
+            for j in range(kv_len):
+                seen[row, k_cuts[b] + j] = j < i + kv_len - q_len + 1
+            ancestor = parent[b]
+            while ancestor != -1:
+                seen[row, k_cuts[ancestor] : k_cuts[ancestor + 1]] = True
+                ancestor = parent[ancestor]
+    return seen

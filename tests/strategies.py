@@ -105,3 +105,18 @@ def random_intervals(rng, q, k):
         extremes = [-(2**63), -(2**31), 2**31 - 1, 2**63 - 1]
         result[rng.random(result.shape) < 0.05] = rng.choice(extremes)
     return result
+
+
+def random_parents(rng, segment_num):
+    """Return the parents of a forest in depth-first order: chains, stars, bushes, many roots."""
+    deeper, root = rng.choice([0.0, 0.3, 0.9, 1.0]), rng.choice([0.0, 0.0, 0.2])
+    parents, path = np.full(segment_num, -1), []
+    for b in range(segment_num):
+        if path and rng.random() < root:
+            path = []
+        elif path and rng.random() >= deeper:
+            path = path[: int(rng.integers(0, len(path))) or 1]  # a child of any ancestor
+        if path:
+            parents[b] = path[-1]
+        path.append(b)
+    return parents

@@ -1,5 +1,7 @@
 """Bad input on the host: the message names the argument, what was expected and what came."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -97,3 +99,18 @@ def test_only_a_gpu_array_is_an_out():
         maskq_cupy.get_attn_mask_q([0, 3], [0, 3], out=np.zeros((3, 2), np.int32))
     with pytest.raises(TypeError, match=r"stream must be a CuPy stream, .*, got str"):
         maskq_cupy.get_attn_mask_q([0, 3], [0, 3], stream="main")
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (6,), (3, 3), (1, 3, 2), (2, 1, 3, 2), (1, 1, 3, 3)])
+def test_shape_of_out(shape):
+    """Without a GPU: the check takes host-side facts."""
+    pytest.importorskip("cupy")
+    from maskq_cupy import pack
+    from maskq_cupy.arrays import GpuArray
+
+    out = GpuArray(64, "int32", shape, 24, 0, True, True, 0, None)
+    message = f"out must be int32 of shape (N, 2) or (1, 1, N, 2), got int32 of shape {shape}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        pack.check_out(out, [], None)
+    for good in ((3, 2), (1, 1, 3, 2), (0, 2)):
+        assert pack.check_out(out._replace(shape=good), [], None) == good[-2]

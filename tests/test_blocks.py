@@ -216,14 +216,20 @@ def check(executable, calls):
 @needs_gxx
 @pytest.mark.parametrize(("sanitizer", "count"), [("plain", 100), ("address", 40), ("thread", 15)])
 def test_kernels_on_random_columns(builds, sanitizer, count):
-    rng = np.random.default_rng(7)
-    calls = [(*random_columns(rng, 300), random_block_size(rng)) for _ in range(count)]
-    check(builds(sanitizer), calls)
+    check(builds(sanitizer), random_calls(np.random.default_rng(7), count))
+
+
+def random_calls(rng, count):
+    return [(*random_columns(rng, 300), random_block_size(rng)) for _ in range(count)]
 
 
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_kernels_around_words_and_chunks(builds, sanitizer):
+    check(builds(sanitizer), calls_around_words_and_chunks())
+
+
+def calls_around_words_and_chunks():
     """Row tiles around a word's 32, a chunk's words, and column tiles around a warp's loads."""
     rng = np.random.default_rng(8)
     chunk = 32 * emulator.CONSTANTS["BLOCK_THREADS"]
@@ -237,7 +243,7 @@ def test_kernels_around_words_and_chunks(builds, sanitizer):
         calls.append((bounds, 10, (3, 1)))
     huge = 2**31 - 1
     calls += [(bounds, 9, (huge, 7)), (bounds, 9, (1, huge)), (bounds, huge, (huge // 3, 7))]
-    check(builds(sanitizer), calls)
+    return calls
 
 
 def test_scratch_is_two_bits_a_tile():

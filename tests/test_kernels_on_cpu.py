@@ -3,12 +3,8 @@
 import numpy as np
 import pytest
 from on_cpu import emulator
+from on_cpu.calls import check
 from strategies import Pack, cuts, random_pack
-
-from maskq_cupy import plan, reference
-from maskq_cupy.rule import resolve_rule
-
-pytestmark = pytest.mark.skipif(not emulator.available(), reason="g++ is not installed")
 
 SANITIZERS = [
     pytest.param(name, packs, id=name)
@@ -16,47 +12,44 @@ SANITIZERS = [
 ]
 
 
-def add_call(script, pack, misaligned=False):
-    """Add a call, in buffers of exactly the contract's size; return False if none is due."""
-    if pack.kv_token_num == 0:
-        return False
-    q, k, mask = pack.cu_seqlens_q, pack.cu_seqlens_k, pack.attn_mask_kv
-    strides = [a.dtype.itemsize // 4 for a in (q, k)]
-    batch = (script.buffer(q), script.buffer(k), *strides, len(k) - 1)
-    poison = np.full((pack.kv_token_num, 2), -77, np.int32)
-    columns = script.buffer(poison, offset=8 if misaligned else 0)
-    block = emulator.CONSTANTS["BLOCK_THREADS"]
-    row_num = 0 if mask is None else mask.size // 2
-    if row_num == 0:
-        arguments = {"causal": True, "window": None, "num_sink_tokens": 0} | pack.rule
-        rule = resolve_rule(**arguments, intervals_given=False)
-        launches = (plan.rule_launch(batch, rule, columns, pack.kv_token_num, block),)
-    else:
-        intervals = script.buffer(mask, offset=mask.dtype.itemsize if misaligned else 0)
-        scratch_nbytes = plan.interval_scratch_nbytes(row_num, block)
-        scratch = script.buffer(np.full(scratch_nbytes, 0x5A, np.uint8))
-        launches = plan.interval_launches(
-            batch, intervals, mask.dtype == np.int64, row_num, columns, pack.kv_token_num, scratch,
-            block,
-        )  # fmt: skip
-    for launch in launches:
-        script.launch(launch.kernel, launch.grid, *launch.arguments)
-    script.read(columns)
-    return True
-
-
-def check(executable, packs):
-    script = emulator.Script()
-    due = [pack for i, pack in enumerate(packs) if add_call(script, pack, misaligned=i % 3 == 2)]
-    for pack, result in zip(due, script.run(executable), strict=True):
-        expected = reference.get_attn_mask_q(*pack.arguments(), **pack.rule)
-        np.testing.assert_array_equal(result, expected, err_msg=repr(pack))
-
-
 @pytest.mark.parametrize(("sanitizer", "count"), SANITIZERS)
 def test_random_packs(builds, sanitizer, count):
     rng = np.random.default_rng(0)
     check(builds(sanitizer), [random_pack(rng) for _ in range(count)])
+
+
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+def test_launches_of_large_packs(builds, sanitizer):
+    check(builds(sanitizer), list(large_packs()), large=True)
+
+
+def large_packs():
+    """Packs of several steps a thread, tiles a block and groups; intervals sorted but for a few."""
+    rng = np.random.default_rng(2)
+    for _ in range(12):
+        yield random_pack(rng, tokens=1500, intervals=False)
+    for rows, keys in [(20_000, 900), (17_000, 9000)]:
+        ends = np.sort(rng.integers(0, keys, rows))
+        starts = ends - keys // 20
+        ends[rng.choice(rows, 8)] += keys // 3
+        starts[rng.choice(rows, 8)] -= keys // 3
+        yield Pack(cuts([rows]), cuts([keys]), np.stack([starts, ends], axis=1), keys, {})
+
+
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+def test_rows_far_from_columns(builds, sanitizer):
+    check(builds(sanitizer), list(rows_far_from_columns()))
+
+
+def rows_far_from_columns():
+    """Packs of so many rows to a column that a block searches them, not all of them sorted."""
+    rng = np.random.default_rng(3)
+    for rows, keys in [(1500, 40), (3000, 300), (2048, 7)]:
+        mask = np.sort(rng.integers(0, keys + 1, (rows, 2)), axis=0)
+        mask.sort(axis=1)
+        dips = rng.random(rows) < 0.01
+        mask[dips] = rng.integers(0, keys + 1, (int(dips.sum()), 2))
+        yield Pack(cuts([rows]), cuts([keys]), mask, keys, {})
 
 
 def tile_edges():
@@ -83,9 +76,14 @@ def test_tile_edges(builds, sanitizer):
 
 
 def test_many_tiles_a_group(builds):
+    check(builds("plain"), [many_tiles_a_group()])
+
+
+def many_tiles_a_group():
+    """A pack with more tiles than groups, not sorted everywhere."""
     rng = np.random.default_rng(1)
-    rows = emulator.TILE * emulator.TILE * 3 + 17  # more tiles than groups: three or four a group
+    rows = emulator.TILE * emulator.TILE * 3 + 17
     ends = np.sort(rng.integers(0, 2000, rows))
-    ends[rng.random(rows) < 0.001] = 5  # not sorted everywhere
+    ends[rng.random(rows) < 0.001] = 5
     mask = np.stack([np.maximum(ends - 100, 0), ends], axis=1).astype(np.int32)
-    check(builds("plain"), [Pack(cuts([rows]), cuts([2000]), mask, 2000, {})])
+    return Pack(cuts([rows]), cuts([2000]), mask, 2000, {})

@@ -45,25 +45,31 @@ inline unsigned max(unsigned a, unsigned b) { return a < b ? b : a; }
 inline unsigned min(unsigned a, int b) { return min(a, (unsigned)b); }
 inline long long min(long long a, long long b) { return a < b ? a : b; }
 inline long long max(long long a, long long b) { return a < b ? b : a; }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-inline int atomicMax(int* at, int value)
+template <class T>
+T atomicMax(T* at, T value)
 {
-    std::atomic_ref<int> cell(*at);
-    int old = cell.load();
+    std::atomic_ref<T> cell(*at);
+    T old = cell.load();
     while (old < value && !cell.compare_exchange_weak(old, value)) {
     }
     return old;
 }
-
-inline int atomicMin(int* at, int value)
+template <class T>
+T atomicMin(T* at, T value)
 {
-    std::atomic_ref<int> cell(*at);
-    int old = cell.load();
-    while (old > value && !cell.compare_exchange_weak(old, value)) {
+    std::atomic_ref<T> cell(*at);
+    T old = cell.load();
+    while (value < old && !cell.compare_exchange_weak(old, value)) {
     }
     return old;
 }
-inline int atomicAdd(int* at, int value) { return std::atomic_ref<int>(*at).fetch_add(value); }
+template <class T>
+T atomicAdd(T* at, T value)
+{
+    return std::atomic_ref<T>(*at).fetch_add(value);
+}
 inline unsigned atomicOr(unsigned* at, unsigned bits)
 {
     return std::atomic_ref<unsigned>(*at).fetch_or(bits);

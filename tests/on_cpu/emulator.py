@@ -17,7 +17,13 @@ HERE = Path(__file__).parent
 SLOTS = 2
 
 # Small, so that a pack of a few hundred tokens crosses tiles, windows and groups.
-CONSTANTS = {"BLOCK_THREADS": 64, "WINDOW_SEQUENCES": 40, "NEAR_TILES": 2, "FEW_TILES_SHIFT": 2}
+CONSTANTS = {
+    "BLOCK_THREADS": 64,
+    "WINDOW_SEQUENCES": 40,
+    "NEAR_TILES": 2,
+    "FEW_TILES_SHIFT": 2,
+    "OWN_SEGMENTS": 1100,  # above 32 * 32: three levels
+}
 TILE = 4 * CONSTANTS["BLOCK_THREADS"]
 
 SANITIZERS = {
@@ -31,7 +37,7 @@ def available():
     return shutil.which("g++") is not None
 
 
-def build(folder, sanitizer="plain", sources=None):
+def build(folder, sanitizer="plain", sources=None, more_flags=()):
     """Compile all kernels, or the given {file: text}, into an executable; return its path.
 
     A build is found again in the folder by its content.
@@ -50,8 +56,8 @@ def build(folder, sanitizer="plain", sources=None):
         "-Werror",
         "-Wno-unknown-pragmas",
     ]
-    flags += SANITIZERS[sanitizer] + [f"-D{k}={v}" for k, v in CONSTANTS.items()]
-    parts = [str(flags), *(HERE / f for f in ()), *sources.values()]
+    flags += SANITIZERS[sanitizer] + [f"-D{k}={v}" for k, v in CONSTANTS.items()] + [*more_flags]
+    parts = [str(flags), *sources.values()]
     parts += [(HERE / f).read_text() for f in ("cuda_on_cpu.h", "main.cpp")]
     name = f"{sanitizer}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
     executable = Path(folder) / name

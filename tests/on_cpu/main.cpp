@@ -1,21 +1,51 @@
 // Runs a script of launches from standard input on threads, and prints the buffers it asks for.
 //
+// A buffer lies between guards: a byte of them that has changed at the end is an error, and under
+// the address sanitizer so is every access to them.
+//
 //   B bytes offset  + data    a buffer of exactly these bytes, `offset` past a 16-byte boundary
 //   L name grid count + words a launch; a word is a value, or a buffer's address + byte offset
 //   R buffer                  the buffer's bytes to standard output
-//   F                         free all buffers
 
 #include "cuda_on_cpu.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <thread>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(start, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(start, bytes)
+#endif
+
+constexpr size_t GUARD_BYTES = 1024;
+constexpr char GUARD = 0x5c;
+
 struct Buffer {
     std::unique_ptr<char[]> memory;
-    size_t bytes, offset;
-    char* data() { return memory.get() + offset; }
+    size_t bytes, before;  // of the buffer, and of the guard in front of it
+    size_t all() const { return before + bytes + GUARD_BYTES; }
+    char* data() const { return memory.get() + before; }
+    char* end() const { return data() + bytes; }
+
+    Buffer(size_t bytes, size_t offset)
+        : memory(new char[GUARD_BYTES + offset + bytes + GUARD_BYTES]), bytes(bytes),
+          before(GUARD_BYTES + offset)
+    {
+        std::fill_n(memory.get(), all(), GUARD);
+        ASAN_POISON_MEMORY_REGION(memory.get(), before / 8 * 8);  // by whole words of 8 bytes
+        ASAN_POISON_MEMORY_REGION(end(), GUARD_BYTES);
+    }
+    bool guards_are_intact() const
+    {
+        ASAN_UNPOISON_MEMORY_REGION(memory.get(), all());
+        auto intact = [](char c) { return c == GUARD; };
+        return std::all_of(memory.get(), data(), intact) && std::all_of(end(), end() + GUARD_BYTES, intact);
+    }
 };
 
 struct Launch {
@@ -76,7 +106,7 @@ int main()
         if (command == 'B') {
             size_t bytes = number(), offset = number();
             getchar();  // the newline before the data
-            buffers.push_back({std::make_unique<char[]>(bytes + offset), bytes, offset});
+            buffers.emplace_back(bytes, offset);
             if (fread(buffers.back().data(), 1, bytes, stdin) != bytes) abort();
         } else if (command == 'L') {
             if (scanf(" %63s", name) != 1) abort();
@@ -92,11 +122,14 @@ int main()
         } else if (command == 'R') {
             Buffer& buffer = buffers[number()];
             fwrite(buffer.data(), 1, buffer.bytes, stdout);
-        } else if (command == 'F') {
-            buffers.clear();
         }
     }
     launch.quit = true;
     gate.arrive_and_wait();
     for (std::thread& thread : threads) thread.join();
+    for (size_t i = 0; i < buffers.size(); ++i)
+        if (!buffers[i].guards_are_intact()) {
+            fprintf(stderr, "the guards of buffer %zu were written to\n", i);
+            return 3;
+        }
 }

@@ -1,0 +1,73 @@
+"""Calls of the operator on the CPU: the launches that plan.py makes of a pack, in its buffers."""
+
+import numpy as np
+from on_cpu import emulator
+
+from maskq_cupy import plan, reference
+from maskq_cupy.rule import resolve_rule
+
+
+def add_call(script, pack, misaligned=False, large=False):
+    """Add a call, in buffers of exactly the contract's size; return False if none is due.
+
+    If large, its launches are what the plan makes of packs too large for the CPU.
+    """
+    if pack.kv_token_num == 0:
+        return False
+    q, k, mask = pack.cu_seqlens_q, pack.cu_seqlens_k, pack.attn_mask_kv
+    strides = [a.dtype.itemsize // 4 for a in (q, k)]
+    batch = (script.buffer(q), script.buffer(k), *strides, len(k) - 1)
+    poison = np.full((pack.kv_token_num, 2), -77, np.int32)
+    columns = script.buffer(poison, offset=8 if misaligned else 0)
+    block = emulator.CONSTANTS["BLOCK_THREADS"]
+    row_num = 0 if mask is None else mask.size // 2
+    if row_num == 0:
+        arguments = {"causal": True, "window": None, "num_sink_tokens": 0} | pack.rule
+        rule = resolve_rule(**arguments, intervals_given=False)
+        launches = (plan.rule_launch(batch, rule, columns, pack.kv_token_num, block),)
+    else:
+        intervals = script.buffer(mask, offset=mask.dtype.itemsize if misaligned else 0)
+        scratch_nbytes = plan.interval_scratch_nbytes(row_num, block)
+        scratch = script.buffer(np.full(scratch_nbytes, 0x5A, np.uint8))
+        launches = plan.interval_launches(
+            batch, intervals, mask.dtype == np.int64, row_num, columns, pack.kv_token_num, scratch,
+            block,
+        )  # fmt: skip
+    for launch in launches:
+        if large:
+            launch = as_if_large(launch, row_num, pack.kv_token_num)
+        script.launch(launch.kernel, launch.grid, *launch.arguments)
+    script.read(columns)
+    return True
+
+
+def as_if_large(launch, row_num, column_num):
+    """Return the launch with more pairs a thread, tiles a block and tiles a group of row tiles."""
+    pairs, tiles, shift = 4, 3, 6  # a warp links 32 tiles at a time
+    arguments, grid = list(launch.arguments), launch.grid
+    group_num = (-(-row_num // emulator.TILE) - 1 >> shift) + 1
+    if launch.kernel == "columns_rule":
+        arguments[10] = pairs
+        grid = column_num // (2 * emulator.CONSTANTS["BLOCK_THREADS"] * pairs) + 1
+    elif launch.kernel == "row_staircases":
+        arguments[8] = shift
+        grid = group_num
+    elif launch.kernel == "columns_of_staircases":
+        arguments[4], arguments[5], arguments[8] = shift, group_num, tiles
+        grid = column_num // (emulator.TILE * tiles) + 1
+    return launch._replace(grid=grid, arguments=tuple(arguments))
+
+
+def run(executable, packs, timeout=240, large=False):
+    """Return the columns of each pack, all of them computed in one process."""
+    script = emulator.Script()
+    due = [add_call(script, pack, i % 3 == 2, large) for i, pack in enumerate(packs)]
+    results = iter(script.run(executable, timeout))
+    return [next(results) if is_due else np.empty((0, 2), np.int32) for is_due in due]
+
+
+def check(executable, packs, timeout=240, large=False):
+    """Require of each pack the reference's columns."""
+    for pack, result in zip(packs, run(executable, packs, timeout, large), strict=True):
+        expected = reference.get_attn_mask_q(*pack.arguments(), **pack.rule)
+        np.testing.assert_array_equal(result, expected, err_msg=repr(pack))

@@ -1,0 +1,88 @@
+# ruff: noqa: E402
+"""Runs every kernel through the public function, in each of its ways; for compute-sanitizer.
+
+compute-sanitizer --tool memcheck python tests/sanitize_run.py
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+import numpy as np
+from strategies import Pack, cuts, random_pack, random_parents
+from test_hostile import hostile_pack
+
+import maskq_cupy
+from maskq_cupy import plan, reference
+from maskq_cupy.compile import WINDOW_SEQUENCES, kernel_names, require_cupy
+
+
+def packs():
+    rng = np.random.default_rng(0)
+    for tokens in (50, 600, 5000, 40000):
+        for _ in range(8):
+            yield random_pack(rng, tokens)
+    yield far_apart(rng)
+    sequences = 3 * WINDOW_SEQUENCES
+    ones = cuts(rng.integers(0, 2, sequences))
+    yield Pack(ones, ones, None, int(ones[-1]), {"window": (3, 0), "num_sink_tokens": 1})
+    large = cuts([2**19 + 77])
+    yield Pack(large, large, None, 2**19 + 77, {})
+
+
+def far_apart(rng):
+    """Many rows to a column: tiles of rows are searched."""
+    ends = np.sort(rng.integers(0, 300, 50_000))
+    mask = np.stack([np.maximum(ends - 9, 0), ends], axis=1)
+    return Pack(cuts([50_000]), cuts([300]), mask, 300, {})
+
+
+def main():
+    cupy = require_cupy()
+    launched = record_kernels()
+    for pack in packs():
+        given = [None if a is None else cupy.asarray(a) for a in pack[:3]]
+        found = maskq_cupy.get_attn_mask_q(*given, pack.kv_token_num, **pack.rule)
+        expected = reference.get_attn_mask_q(*pack.arguments(), **pack.rule)
+        np.testing.assert_array_equal(cupy.asnumpy(found), expected)
+        if pack.kv_token_num and pack.kv_token_num < 10_000:
+            row_num = int(pack.cu_seqlens_q[len(pack.cu_seqlens_k) - 1])
+            maskq_cupy.to_blocks(found, row_num)
+            maskq_cupy.to_four_columns(found, row_num)
+            maskq_cupy.to_dense(found, row_num)
+        if given[2] is not None:
+            maskq_cupy.excess_pairs(*given)
+    rng = np.random.default_rng(1)
+    for segments in (1, 40, 1000, 20_000):
+        lens = rng.integers(0, 4, segments)
+        parent = cupy.asarray(random_parents(rng, segments), np.int32)
+        maskq_cupy.tree_attn_mask_q(parent, *[cupy.asarray(cuts(lens))] * 2)
+    for _ in range(100):
+        q, k, mask, column_num, rule = hostile_pack(rng, 3000, WINDOW_SEQUENCES)
+        given = [None if a is None else cupy.asarray(a) for a in (q, k, mask)]
+        maskq_cupy.get_attn_mask_q(*given, column_num, **rule)
+    cupy.cuda.runtime.deviceSynchronize()
+    assert launched == set(kernel_names()), launched
+    print(f"ran {', '.join(sorted(launched))}")
+
+
+def record_kernels():
+    """Return a set that will hold the names of the kernels that the plan has launched."""
+    launched = set()
+
+    def recorded(make):
+        def recording(*arguments):
+            made = make(*arguments)
+            launched.update(x.kernel for x in ([made] if isinstance(made, plan.Launch) else made))
+            return made
+
+        return recording
+
+    for name in [name for name in vars(plan) if name.endswith(("_launch", "_launches"))]:
+        setattr(plan, name, recorded(getattr(plan, name)))
+    return launched
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The guards of the CPU runs hold: a kernel that reads or writes outside its arrays is reported."""
+
+import numpy as np
+import pytest
+from on_cpu import emulator
+
+OUTSIDE = """
+extern "C" __global__ void write_at(char* words, int at)
+{
+    if (threadIdx.x == 0 && blockIdx.x == 0) words[at] = 1;
+}
+extern "C" __global__ void read_at(const char* words, int at, char* out)
+{
+    if (threadIdx.x == 0 && blockIdx.x == 0) *out = words[at];
+}
+extern "C" __global__ void race(int* words)
+{
+    words[0] = (int)threadIdx.x;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    if not emulator.available():
+        pytest.skip("g++ is not installed")
+    folder = tmp_path_factory.mktemp("outside")
+    return lambda sanitizer: emulator.build(folder, sanitizer, {"outside.cu": OUTSIDE})
+
+
+@pytest.mark.parametrize(("size", "offset"), [(7, 0), (100, 4), (8, 8)])
+def test_guards(build, size, offset):
+    def run(sanitizer, kernel, at):
+        script = emulator.Script()
+        words = script.buffer(np.zeros(size, np.uint8), offset)
+        out = [script.buffer(np.zeros(1, np.uint8))] if kernel == "read_at" else []
+        script.launch(kernel, 1, words, at, *out)
+        return script.run(build(sanitizer))
+
+    for at in (0, size - 1):
+        run("plain", "write_at", at)
+        run("address", "write_at", at)
+        run("address", "read_at", at)
+    for at in (-1, -1000, size, size + 1000):
+        with pytest.raises(RuntimeError, match="guards of buffer 0"):
+            run("plain", "write_at", at)
+    # The sanitizer's words are of 8 bytes: it does not see the 4 bytes in front of an odd word.
+    for at in (-1 - offset % 8, size):
+        with pytest.raises(RuntimeError, match="AddressSanitizer"):
+            run("address", "read_at", at)
+
+
+def test_races(build):
+    script = emulator.Script()
+    script.launch("race", 2, script.buffer(np.zeros(1, np.int32)))
+    with pytest.raises(RuntimeError, match="ThreadSanitizer: data race"):
+        script.run(build("thread"))

@@ -1,0 +1,253 @@
+"""Arrays of the right form and any values whatever, unchecked: every kernel returns, and touches
+nothing but its arrays.
+
+MASKQ_SEED and MASKQ_HOSTILE_PACKS choose other packs and more of them; both are printed.
+"""
+
+import importlib
+import math
+import os
+
+import numpy as np
+import pytest
+from on_cpu import calls, emulator
+from strategies import Pack, cuts, random_intervals, random_lengths, random_rule
+from test_blocks import add_call as add_tiles_call
+from test_blocks import random_block_size
+
+import maskq_cupy
+from maskq_cupy import plan
+
+SEED = int(os.environ.get("MASKQ_SEED", "0"))
+PACKS = int(os.environ.get("MASKQ_HOSTILE_PACKS", "0"))  # 0: as many as each test says
+
+
+def hostile_pack(rng, tokens, window):
+    """Return a pack of up to `tokens` rows and columns, and as many sequences as the window."""
+    batch = int(rng.choice([0, 1, 2, 31, 33, window - 1, window, window + 1, 2 * window, tokens]))
+    q, k = (hostile_cuts(rng, batch, int(rng.integers(0, tokens + 1))) for _ in range(2))
+    column_num = int(rng.integers(1, tokens + 1))
+    if rng.random() < 0.4:
+        return Pack(q, k, None, column_num, random_rule(rng))
+    return Pack(q, k, hostile_intervals(rng, q, int(rng.integers(1, tokens + 1))), column_num, {})
+
+
+def hostile_cuts(rng, batch, total):
+    """Return batch + 1 words, int32 or int64: random bits, extremes, or cuts with faults."""
+    dtype = rng.choice([np.int32, np.int64])
+    good = np.sort(rng.integers(0, total + 1, batch + 1))
+    kind = rng.choice(
+        ["bits", "extremes", "decreasing", "jumps", "shuffled", "far", "equal", "good"]
+    )
+    if kind == "bits":
+        return random_bits(rng, batch + 1, dtype)
+    if kind == "extremes":
+        return rng.choice(extremes(dtype), batch + 1)
+    if kind == "decreasing":
+        good = good[::-1]
+    elif kind == "jumps":
+        jumps = rng.random(batch + 1) < rng.choice([0.01, 0.1, 0.5])
+        return np.where(jumps, rng.choice(extremes(dtype), batch + 1), good.astype(dtype))
+    elif kind == "shuffled":
+        good = rng.permutation(good)
+    elif kind == "far":  # a wrong start, wrong totals
+        good = good * int(rng.choice([2, 1000])) + int(rng.choice([-(2**31), -total, 5, 2**30]))
+    elif kind == "equal":
+        good[:] = rng.choice(extremes(np.int32))
+    return np.clip(good, *limits(np.int32)).astype(dtype)
+
+
+def hostile_intervals(rng, q, row_num):
+    """Return (row_num, 2) words: random bits, extremes, or intervals of some other pack."""
+    dtype = rng.choice([np.int32, np.int64])
+    kind = rng.choice(["bits", "extremes", "of another pack"])
+    if kind == "bits":
+        return random_bits(rng, 2 * row_num, dtype).reshape(-1, 2)
+    if kind == "extremes":
+        return rng.choice(extremes(dtype), (row_num, 2))
+    q_lens, k_lens = random_lengths(rng, row_num)
+    intervals = random_intervals(rng, cuts(q_lens), cuts(k_lens))
+    return np.resize(np.append(intervals, [[0, 1]], axis=0), (row_num, 2)).astype(dtype)
+
+
+def random_bits(rng, count, dtype):
+    return np.frombuffer(rng.bytes(count * np.dtype(dtype).itemsize), dtype)
+
+
+def limits(dtype):
+    return np.iinfo(dtype).min, np.iinfo(dtype).max
+
+
+def extremes(dtype):
+    lowest, highest = limits(dtype)
+    values = [lowest, lowest + 1, -(2**31), -1, 0, 1, 2**30, 2**31 - 2, 2**31 - 1, highest]
+    return np.array(values, dtype)
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "count"), [("plain", 300), ("address", 400), ("thread", 150)]
+)
+def test_on_the_cpu(builds, sanitizer, count):
+    rng = np.random.default_rng(SEED)
+    print(f"MASKQ_SEED={SEED} MASKQ_HOSTILE_PACKS={PACKS or count}")
+    executable = builds(sanitizer)
+    left = PACKS or count
+    while left:
+        packs = [
+            hostile_pack(
+                rng, int(rng.choice([1, 40, 600, 2000])), emulator.CONSTANTS["WINDOW_SEQUENCES"]
+            )
+            for _ in range(min(left, 100))
+        ]
+        calls.run(executable, packs, timeout=120)
+        left -= len(packs)
+
+
+def hostile_columns(rng, tokens):
+    """Return columns of random bits or extremes, a number of rows, and a size of tiles."""
+    column_num, row_num = (int(n) for n in rng.integers(1, tokens + 1, 2))
+    if rng.random() < 0.5:
+        columns = random_bits(rng, 2 * column_num, np.int32).reshape(-1, 2)
+    else:
+        bounds = np.append(extremes(np.int32), row_num).astype(np.int32)
+        columns = rng.choice(bounds, (column_num, 2))
+    return columns, row_num, random_block_size(rng)
+
+
+@pytest.mark.parametrize(("sanitizer", "count"), [("plain", 60), ("address", 60), ("thread", 12)])
+def test_columns_on_the_cpu(builds, sanitizer, count):
+    """Of the kernels that read columns: tile lists, four columns, dense."""
+    rng = np.random.default_rng(SEED)
+    block = emulator.CONSTANTS["BLOCK_THREADS"]
+    left = PACKS or count
+    print(f"MASKQ_SEED={SEED} MASKQ_HOSTILE_PACKS={left}")
+    while left:
+        script = emulator.Script()
+        for i in range(min(left, 50)):
+            columns, row_num, block_size = hostile_columns(rng, int(rng.choice([1, 40, 300])))
+            add_tiles_call(script, columns, row_num, block_size, misaligned=i % 2 == 1)
+            source = script.buffer(columns, offset=8 * (i % 2))
+            four = script.buffer(np.zeros((len(columns), 4), np.int32))
+            dense = script.buffer(np.zeros((row_num, len(columns)), np.uint8), offset=i % 4)
+            for launch in (
+                plan.four_columns_launch(source, len(columns), row_num, four, block),
+                plan.dense_launch(source, len(columns), row_num, dense, block),
+            ):
+                script.launch(launch.kernel, launch.grid, *launch.arguments)
+        script.run(builds(sanitizer), timeout=120)
+        left -= min(left, 50)
+
+
+GUARD_BYTES = 4096
+GUARD = 0x5C
+
+
+class Guarded:
+    """Memory, uint8, with arrays in it and guards around each of them."""
+
+    def __init__(self, memory):
+        self._memory = memory
+        self._free = GUARD_BYTES
+        self._expected = np.full(len(memory), GUARD, np.uint8)
+        self._changing = []  # parts that a kernel may write
+
+    def array(self, host, odd=False, is_written=False):
+        """Place a copy, by an element past a 16-byte boundary if odd; return the view."""
+        start = self._free + (8 if is_written else host.itemsize) * odd
+        part = slice(start, start + host.nbytes)
+        self._expected[part] = np.frombuffer(host.tobytes(), np.uint8)
+        if is_written:
+            self._changing.append(part)
+        self._free = (part.stop + GUARD_BYTES + 15) // 16 * 16
+        assert self._free <= len(self._expected)
+        return self._memory[part].view(host.dtype).reshape(host.shape)
+
+    def upload(self):
+        self._memory.set(self._expected)
+
+    def check(self):
+        """Require that all is as uploaded but what may be written."""
+        found = self._memory.get()
+        for part in self._changing:
+            found[part] = self._expected[part]
+        np.testing.assert_array_equal(found, self._expected)
+
+
+class HostMemory(np.ndarray):
+    def set(self, values):
+        self[:] = values
+
+    def get(self):
+        return np.array(self)
+
+
+def test_guards_of_gpu_memory():
+    """On the host: a byte that was written outside is found."""
+    memory = np.empty(4 * GUARD_BYTES, np.uint8).view(HostMemory)
+    guarded = Guarded(memory)
+    given = guarded.array(np.arange(5), odd=True)
+    out = guarded.array(np.zeros((3, 2), np.int32), odd=True, is_written=True)
+    guarded.upload()
+    assert given.tolist() == [0, 1, 2, 3, 4]
+    out[:] = 7
+    guarded.check()
+    for at in (0, out.ctypes.data - memory.ctypes.data - 1, -1):
+        memory[at] ^= 1
+        with pytest.raises(AssertionError):
+            guarded.check()
+        memory[at] ^= 1
+    given[4] = 5
+    with pytest.raises(AssertionError):
+        guarded.check()
+
+
+@pytest.mark.gpu
+def test_on_the_gpu():
+    cupy = importlib.import_module("cupy")
+    from maskq_cupy.compile import WINDOW_SEQUENCES
+
+    rng = np.random.default_rng(SEED)
+    count = PACKS or 10_000
+    print(f"MASKQ_SEED={SEED} MASKQ_HOSTILE_PACKS={count}")
+    for i in range(count):
+        pack = hostile_pack(rng, int(rng.choice([40, 3000, 9000])), WINDOW_SEQUENCES)
+        q, k, mask, column_num, rule = pack
+        scratch_nbytes = 0 if mask is None else maskq_cupy.scratch_nbytes(len(mask))
+        sizes = [0 if a is None else a.nbytes for a in (q, k, mask)]
+        nbytes = sum(sizes) + 8 * column_num + scratch_nbytes + 8 * GUARD_BYTES
+        guarded = Guarded(cupy.empty(nbytes, np.uint8))
+        odd = i % 3 == 2
+        given = [None if a is None else guarded.array(a, odd) for a in (q, k, mask)]
+        out = guarded.array(np.full((column_num, 2), -77, np.int32), odd, is_written=True)
+        scratch = None
+        if mask is not None:
+            scratch = guarded.array(np.zeros(scratch_nbytes, np.uint8), is_written=True)
+        guarded.upload()
+        maskq_cupy.get_attn_mask_q(*given, out=out, scratch=scratch, **rule)
+        guarded.check()
+
+
+@pytest.mark.gpu
+def test_columns_on_the_gpu():
+    cupy = importlib.import_module("cupy")
+    rng = np.random.default_rng(SEED)
+    count = PACKS or 2000
+    print(f"MASKQ_SEED={SEED} MASKQ_HOSTILE_PACKS={count}")
+    for _ in range(count):
+        columns, row_num, block_size = hostile_columns(rng, int(rng.choice([40, 1000])))
+        shapes = plan.block_shapes(*plan.tile_grid(row_num, len(columns), block_size))
+        scratch_nbytes = plan.blocks_scratch_nbytes(row_num, len(columns), block_size)
+        nbytes = sum(4 * math.prod(shape) for shape in shapes) + scratch_nbytes
+        nbytes += len(columns) * (8 + 16 + row_num) + 16 * GUARD_BYTES
+        guarded = Guarded(cupy.empty(nbytes, np.uint8))
+        given = guarded.array(columns)
+        lists = [guarded.array(np.zeros(s, np.int32), is_written=True) for s in shapes]
+        scratch = guarded.array(np.zeros(scratch_nbytes, np.uint8), is_written=True)
+        four = guarded.array(np.zeros((len(columns), 4), np.int32), is_written=True)
+        dense = guarded.array(np.zeros((row_num, len(columns)), np.bool_), is_written=True)
+        guarded.upload()
+        blocks = maskq_cupy.Blocks(*lists)
+        maskq_cupy.to_blocks(given, row_num, block_size, out=blocks, scratch=scratch)
+        maskq_cupy.to_four_columns(given, row_num, out=four)
+        maskq_cupy.to_dense(given, row_num, out=dense)
+        guarded.check()

@@ -1,0 +1,83 @@
+"""Threads and processes around the package: what needs no GPU."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import maskq_cupy
+from maskq_cupy import compile
+
+ROOT = Path(__file__).resolve().parent.parent
+
+FORK = """
+import os, sys, maskq_cupy
+from maskq_cupy import arrays
+
+def outcome():
+    try:
+        return str(maskq_cupy.get_attn_mask_q([0, 3], [0, 3]).shape)
+    except RuntimeError as error:
+        return str(error)
+
+arrays.refuse_after_fork()  # as the first use of a kernel does
+before = outcome()
+if (child := os.fork()) == 0:
+    print(outcome(), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(outcome() == before)
+"""
+
+
+def test_call_after_a_fork():
+    pytest.importorskip("cupy")
+    done = subprocess.run(
+        [sys.executable, "-c", FORK],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "CUDA cannot be used after a fork of a process that has used it: "
+        "start processes with multiprocessing's 'spawn' method",
+        "True",
+    ]
+
+
+def test_threads_share_a_kernel(monkeypatch):
+    """The one that a thread has loaded is the one that it launches, however first uses meet."""
+    pytest.importorskip("cupy")
+    meet = threading.Barrier(2, timeout=30)
+
+    class Slow(compile.Kernel):
+        def __init__(self, name):
+            super().__init__(name)
+            meet.wait()
+
+    monkeypatch.setattr(compile, "Kernel", Slow)
+    monkeypatch.setattr(compile, "_kernels", {})
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(compile.kernel("columns_rule")))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] is found[1] is compile.kernel("columns_rule")
+
+
+def test_warm_up_needs_a_gpu():
+    pytest.importorskip("cupy")
+    if compile.gpu_problem() is None:
+        pytest.skip("there is a GPU")
+    for device in (None, 0):
+        with pytest.raises(RuntimeError, match=r"maskq_cupy\.reference computes the same"):
+            maskq_cupy.warm_up(device)

@@ -1,0 +1,404 @@
+"""The columns of prefix trees: reference, kernels on the CPU, GPU, torch's attention."""
+
+import importlib
+import runpy
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+from on_cpu import emulator
+from strategies import cuts, random_lengths, random_parents
+
+import maskq_cupy
+from maskq_cupy import checks, plan, reference
+
+needs_gxx = pytest.mark.skipif(not emulator.available(), reason="g++ is not installed")
+EXAMPLE = Path(__file__).parent.parent / "examples" / "rl_prefix_tree.py"
+
+
+def random_tree(rng, tokens, dtype=None):
+    """Return parent, cu_seqlens_q, cu_seqlens_k and kv_token_num of a random forest."""
+    q_lens, k_lens = random_lengths(rng, int(rng.integers(0, tokens + 1)))
+    dtypes = [dtype or rng.choice([np.int32, np.int64]) for _ in range(3)]
+    parent = random_parents(rng, len(k_lens)).astype(dtypes[0])
+    q, k = cuts(q_lens, dtypes[1]), cuts(k_lens, dtypes[2])
+    padding = int(rng.choice([0, 0, 1, 17, 300]))
+    if rng.random() < 0.3:  # a scheduler pads cu_seqlens_q to its largest batch
+        q = np.concatenate([q, rng.integers(-9, 9, 3).astype(q.dtype)])
+    return parent, q, k, int(k[-1]) + padding
+
+
+# Reference
+
+
+def test_worked_values():
+    columns = reference.tree_attn_mask_q([-1, 0, 0], [0, 2, 4, 5], [0, 2, 4, 5])
+    assert (columns.dtype, columns.shape) == (np.int32, (5, 2))
+    np.testing.assert_array_equal(columns.T, [[5, 5, 4, 4, 5], [0, 1, 2, 3, 4]])
+    # A cached prompt: keys and no rows; behind it padding.
+    columns = reference.tree_attn_mask_q([-1, 0, 0], [0, 0, 1, 2], [0, 2, 3, 4], 5)
+    np.testing.assert_array_equal(columns.T, [[2, 2, 1, 2, 2], [0, 0, 0, 1, 2]])
+    assert reference.tree_attn_mask_q([], [0], [0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shows_each_row_its_segment_and_its_ancestors(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(150):
+        q_lens, k_lens = (a.tolist() for a in random_lengths(rng, int(rng.integers(0, 40))))
+        parent = random_parents(rng, len(k_lens)).tolist()
+        columns = reference.tree_attn_mask_q(parent, cuts(q_lens), cuts(k_lens))
+        seen = oracle.tree_visible(parent, q_lens, k_lens)
+        shown = oracle.shown(columns, sum(q_lens))
+        np.testing.assert_array_equal(shown, seen, err_msg=f"{parent} {q_lens} {k_lens}")
+        assert (columns[:, 1] <= columns[:, 0]).all()
+
+
+def test_roots_alone_are_a_packed_batch():
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        _, q, k, n = random_tree(rng, 600)
+        roots = np.full(len(k) - 1, -1)
+        expected = reference.get_attn_mask_q(q, k, None, n)
+        np.testing.assert_array_equal(reference.tree_attn_mask_q(roots, q, k, n), expected)
+
+
+def test_subtree_ends_of_any_parents():
+    rng = np.random.default_rng(6)
+    for _ in range(300):
+        num = int(rng.integers(0, 70))
+        parent = rng.integers(-3, num + 3, num)
+        first = [next((c for c in range(b + 1, num) if parent[c] < b), num) for b in range(num)]
+        assert checks.subtree_ends(parent).tolist() == first
+
+
+def is_depth_first(parent):
+    """Straight from the words: a parent is the segment before its child or one of its ancestors."""
+    for b, above in enumerate(parent):
+        line, segment = [-1], b - 1
+        while segment >= 0:
+            line.append(segment)
+            segment = parent[segment]
+        if above not in line:
+            return b
+    return None
+
+
+def test_order_is_checked_as_defined():
+    rng = np.random.default_rng(7)
+    for _ in range(500):
+        num = int(rng.integers(1, 12))
+        parent = np.array([rng.integers(-1, b) if b else -1 for b in range(num)])
+        first = is_depth_first(parent.tolist())
+        if first is None:
+            checks.check_parent_values(parent)
+        else:
+            with pytest.raises(ValueError, match=rf"depth-first order: .*, got parent\[{first}\]"):
+                checks.check_parent_values(parent)
+
+
+BAD = [
+    ([-1, 1], ValueError, "parent must hold -1 or a segment before its child, got parent[1] = 1"),
+    ([-2, 0], ValueError, "parent must hold -1 or a segment before its child, got parent[0] = -2"),
+    ([-1], ValueError, "parent must be int32 or int64 of shape (B,) = (2,), got int64 of shape (1"),
+    ([-1.0, 0.0], TypeError, "parent must be int32 or int64 of shape (B,) = (2,), got float64 of"),
+    (None, TypeError, "parent must hold ints below 2**63, got None"),
+]
+BAD_ORDER = "got parent[3] = 0, whose subtree ended before segment 2 with parent[2] = -1"
+
+
+@pytest.mark.parametrize(("parent", "kind", "message"), BAD)
+def test_bad_parents(parent, kind, message):
+    with pytest.raises(kind) as raised:
+        reference.tree_attn_mask_q(parent, [0, 1, 2], [0, 1, 2])
+    assert str(raised.value).startswith(message)
+
+
+def test_bad_order():
+    with pytest.raises(ValueError, match="parent must be in depth-first order") as raised:
+        reference.tree_attn_mask_q([-1, 0, -1, 0], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
+    assert str(raised.value).endswith(BAD_ORDER)
+
+
+# Kernels on the CPU
+
+
+def add_call(script, parent, q, k, n, misaligned=False):
+    """Add a call in buffers of exactly the contract's size, if it is due."""
+    if n == 0:
+        return False
+    stride_of_parent, *strides = [a.dtype.itemsize // 4 for a in (parent, q, k)]
+    batch = (script.buffer(q), script.buffer(k), *strides, len(k) - 1)
+    own_segments = emulator.CONSTANTS["OWN_SEGMENTS"]
+    nbytes = plan.minima_nbytes(len(parent), own_segments)
+    columns = script.buffer(np.full((n, 2), -77, np.int32), offset=8 if misaligned else 0)
+    launches = plan.tree_launches(
+        batch,
+        script.buffer(parent),
+        stride_of_parent,
+        columns,
+        n,
+        script.buffer(np.full(nbytes, 0x5A, np.uint8)),
+        emulator.CONSTANTS["BLOCK_THREADS"],
+        own_segments,
+    )
+    for launch in launches:
+        script.launch(launch.kernel, launch.grid, *launch.arguments)
+    script.read(columns)
+    return True
+
+
+def check(executable, trees):
+    script = emulator.Script()
+    due = [tree for i, tree in enumerate(trees) if add_call(script, *tree, misaligned=i % 3 == 2)]
+    for tree, result in zip(due, script.run(executable), strict=True):
+        expected = reference.tree_attn_mask_q(*tree)
+        np.testing.assert_array_equal(result, expected, err_msg=repr(tree))
+
+
+@needs_gxx
+@pytest.mark.parametrize(("sanitizer", "count"), [("plain", 300), ("address", 80), ("thread", 30)])
+def test_kernel_on_random_trees(builds, sanitizer, count):
+    rng = np.random.default_rng(8)
+    check(builds(sanitizer), [random_tree(rng, 600) for _ in range(count)])
+
+
+def level_edges():
+    """Forests of one, two and three levels, cut around runs, with subtrees of every reach."""
+    rng = np.random.default_rng(9)
+    own = emulator.CONSTANTS["OWN_SEGMENTS"]
+    for num in (1, 31, 32, 33, 1023, 1024, 1025, own, own + 1, 5000, 32 * 1024 + 33):
+        ones, segment = cuts(np.ones(num, int)), np.arange(num)
+        chain, star = segment - 1, np.where(segment == 0, -1, 0)
+        comb = np.where(segment % 2 == 1, segment - 1, segment - 2)  # a leaf at each of a chain
+        comb[:1] = -1
+        forests = [chain, star, comb, random_parents(rng, num)]
+        for parent in forests if num < 10_000 else forests[2:3]:
+            tokens = np.zeros(num, int)
+            tokens[rng.integers(0, num, 40)] = 3  # most are empty, and reached past all the same
+            few = cuts(tokens)
+            yield parent.astype(np.int32), ones, few, int(few[-1])
+            if num < 2000:
+                yield parent.astype(np.int64), few, ones, num + 3
+
+
+@needs_gxx
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+def test_kernel_at_level_edges(builds, sanitizer):
+    check(builds(sanitizer), list(level_edges()))
+
+
+@needs_gxx
+def test_kernel_on_any_bits(builds):
+    """No access outside the arrays, no hang; with right cuts, the end by the definition too."""
+    rng = np.random.default_rng(10)
+    script, due = emulator.Script(), []
+    for i in range(60):
+        dtype = rng.choice([np.int32, np.int64])
+        info = np.iinfo(dtype)
+        num = int(rng.choice([1, 30, 200, 1300]))
+        bits = rng.integers(info.min, info.max, num, dtype)
+        near = rng.integers(-1, num, num, dtype)
+        ones = cuts(np.ones(num, int))
+        q, k = (rng.integers(info.min, info.max, num + 1, dtype) for _ in range(2))
+        if i % 3 == 0:
+            add_call(script, bits, q, k, 700)
+            due.append(None)
+        elif i % 3 == 1:
+            add_call(script, near, np.sort(q), np.sort(k), 700)
+            due.append(None)
+        else:
+            add_call(script, near, ones, ones, num)
+            due.append(near)
+    for parent, result in zip(due, script.run(builds("address")), strict=True):
+        if parent is not None:
+            np.testing.assert_array_equal(result[:, 0], checks.subtree_ends(parent))
+
+
+# GPU
+
+
+@pytest.fixture(scope="module")
+def cupy():
+    return importlib.import_module("cupy")
+
+
+def check_gpu(cupy, parent, q, k, n):
+    given = [cupy.asarray(a) for a in (parent, q, k)]
+    result = maskq_cupy.tree_attn_mask_q(*given, n)
+    assert type(result) is cupy.ndarray
+    assert (result.dtype, result.flags.c_contiguous) == (np.int32, True)
+    expected = reference.tree_attn_mask_q(parent, q, k, n)
+    np.testing.assert_array_equal(cupy.asnumpy(result), expected, err_msg=f"{parent} {q} {k} {n}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(5))
+def test_gpu_equals_reference(cupy, seed):
+    rng = np.random.default_rng(seed + 30)
+    for _ in range(100):
+        check_gpu(cupy, *random_tree(rng, int(rng.choice([50, 600, 5000, 40000]))))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num", [4096, 4097, 16_384, 32_768, 32_769, 100_000, 2**20 + 1])
+def test_gpu_many_segments(cupy, num):
+    rng = np.random.default_rng(num)
+    segment = np.arange(num)
+    star = np.where(segment == 0, -1, 0)
+    for parent in (segment - 1, star, random_parents(rng, num)):
+        k_lens = rng.integers(0, 20, num)
+        q_lens = np.minimum(k_lens, rng.integers(0, 20, num))
+        k = cuts(k_lens)
+        check_gpu(cupy, parent.astype(np.int32), cuts(q_lens), k, int(k[-1]) + 5)
+
+
+@pytest.mark.gpu
+def test_gpu_any_bits(cupy):
+    rng = np.random.default_rng(31)
+    for num in (1, 100, 5000, 40_000):
+        parent, q, k = (cupy.asarray(rng.integers(-(2**31), 2**31, num + i)) for i in (0, 1, 1))
+        maskq_cupy.tree_attn_mask_q(parent, q, k, 100_000)
+        ones = cupy.arange(num + 1, dtype=np.int32)
+        near = rng.integers(-1, num, num)
+        result = maskq_cupy.tree_attn_mask_q(cupy.asarray(near), ones, ones, num)
+        np.testing.assert_array_equal(cupy.asnumpy(result[:, 0]), checks.subtree_ends(near))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("framework", ["torch", "jax", "numba.cuda", "host"])
+def test_gpu_frameworks(cupy, framework):
+    rng = np.random.default_rng(32)
+    module = None if framework == "host" else pytest.importorskip(framework)
+    to_framework = {
+        "torch": lambda a: module.from_numpy(a).cuda(),
+        "jax": lambda a: module.device_put(a, module.devices("gpu")[0]),
+        "numba.cuda": lambda a: module.to_device(a),
+        "host": lambda a: a,
+    }[framework]
+    for _ in range(20):
+        parent, q, k, n = random_tree(rng, 3000, np.int32)
+        result = maskq_cupy.tree_attn_mask_q(*(to_framework(a) for a in (parent, q, k)), n)
+        expected = reference.tree_attn_mask_q(parent, q, k, n)
+        np.testing.assert_array_equal(cupy.asnumpy(result), expected)
+
+
+@pytest.mark.gpu
+def test_gpu_out_and_number_of_columns(cupy):
+    given = [cupy.asarray(a) for a in ([-1, 0, 0], [0, 2, 4, 5], [0, 2, 4, 5])]
+    expected = reference.tree_attn_mask_q([-1, 0, 0], [0, 2, 4, 5], [0, 2, 4, 5])
+    np.testing.assert_array_equal(cupy.asnumpy(maskq_cupy.tree_attn_mask_q(*given)), expected)
+    for shape in ((5, 2), (1, 1, 5, 2)):
+        out = cupy.full(shape, -7, np.int32)
+        assert maskq_cupy.tree_attn_mask_q(*given, out=out) is out
+        np.testing.assert_array_equal(cupy.asnumpy(out).reshape(5, 2), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num", [300, 5000])
+def test_gpu_graph(cupy, num):
+    """More segments than a block searches alone want scratch memory, fewer do not."""
+    rng = np.random.default_rng(num)
+    n = 40 * num
+    parent = cupy.full(num, -1, np.int32)
+    q, k = cupy.zeros(num + 1, np.int32), cupy.zeros(num + 1, np.int32)
+    out = cupy.empty((n, 2), np.int32)
+    scratch = cupy.empty(maskq_cupy.tree_scratch_nbytes(num), np.uint8) if num > 4096 else None
+    maskq_cupy.tree_attn_mask_q(parent, q, k, out=out, scratch=scratch)  # compiles
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        if num > 4096:
+            with pytest.raises(RuntimeError, match="scratch memory is allocated"):
+                maskq_cupy.tree_attn_mask_q(parent, q, k, out=out)
+            maskq_cupy.tree_attn_mask_q(parent, q, k, out=out, scratch=scratch)
+        else:
+            maskq_cupy.tree_attn_mask_q(parent, q, k, out=out)
+        graph = stream.end_capture()
+    for _ in range(20):
+        lens = rng.multinomial(n - 10, np.ones(num) / num)
+        tree = random_parents(rng, num).astype(np.int32), cuts(lens), cuts(rng.permutation(lens))
+        with stream:
+            for device, host in zip((parent, q, k), tree, strict=True):
+                device.set(host)
+            out.fill(-1)
+            graph.launch()
+            got = cupy.asnumpy(out)
+        np.testing.assert_array_equal(got, reference.tree_attn_mask_q(*tree, n))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_gpu_validate(cupy, on_gpu):
+    to = cupy.asarray if on_gpu else np.asarray
+    cu = to(np.array([0, 1, 2]))
+    for parent, kind, message in BAD[:4]:
+        with pytest.raises(kind) as raised:
+            maskq_cupy.tree_attn_mask_q(to(np.array(parent)), cu, cu, 2, validate=True)
+        assert str(raised.value).startswith(message)
+    cu = to(np.array([0, 1, 2, 3, 4]))
+    with pytest.raises(ValueError, match="parent must be in depth-first order") as raised:
+        maskq_cupy.tree_attn_mask_q(to(np.array([-1, 0, -1, 0])), cu, cu, 4, validate=True)
+    assert str(raised.value).endswith(BAD_ORDER)
+    with pytest.raises(ValueError, match="kv_token_num must be at least"):
+        maskq_cupy.tree_attn_mask_q(to(np.array([-1, 0, 1, 0])), cu, cu, 3, validate=True)
+
+
+# Through attention
+
+
+def paths(parent):
+    """Yield each leaf's line of segments, from its root down."""
+    for leaf in sorted(set(range(len(parent))) - {int(p) for p in parent}):
+        line = [leaf]
+        while parent[line[0]] != -1:
+            line.insert(0, int(parent[line[0]]))
+        yield line
+
+
+def check_attention(torch, columns, parent, cu, dtype, tolerance):
+    """Attention under the columns' mask against each root-to-leaf path run alone."""
+    device, total = columns.device, cu[-1]
+    attend = torch.nn.functional.scaled_dot_product_attention
+    row = torch.arange(total, device=device)[:, None]
+    mask = (row >= columns[:, 1]) & (row < columns[:, 0])
+    generator = torch.Generator(device).manual_seed(0)
+    q, k, v = torch.randn(3, 2, total, 16, dtype=dtype, device=device, generator=generator)
+    packed = attend(q, k, v, attn_mask=mask)
+    for line in paths(parent):
+        tokens = np.concatenate([np.arange(cu[b], cu[b + 1]) for b in line])
+        tokens = torch.from_numpy(tokens).to(device)
+        alone = attend(q[:, tokens], k[:, tokens], v[:, tokens], is_causal=True)
+        torch.testing.assert_close(packed[:, tokens], alone, rtol=tolerance, atol=tolerance)
+
+
+def attention_trees():
+    rng = np.random.default_rng(40)
+    for num in (1, 4, 9, 20):
+        yield random_parents(rng, num), cuts(rng.integers(1, 30, num))
+
+
+def test_attention_of_the_reference_is_that_of_each_path():
+    torch = pytest.importorskip("torch")
+    for parent, cu in attention_trees():
+        columns = torch.from_numpy(reference.tree_attn_mask_q(parent, cu, cu))
+        check_attention(torch, columns, parent, cu, torch.float64, 1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-12)])
+def test_gpu_attention_is_that_of_each_path(dtype, tolerance):
+    torch = pytest.importorskip("torch")
+    for parent, cu in attention_trees():
+        given = [torch.from_numpy(a).cuda() for a in (parent, cu, cu)]
+        columns = torch.from_dlpack(maskq_cupy.tree_attn_mask_q(*given))
+        check_attention(torch, columns, parent, cu, getattr(torch, dtype), tolerance)
+
+
+def test_example_without_a_gpu(monkeypatch, capsys):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("cupy")  # which the GPU function's import wants
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert capsys.readouterr().out.startswith("645 tokens instead of 1605: as each conversation")
