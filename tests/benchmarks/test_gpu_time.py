@@ -160,15 +160,13 @@ def test_published(measure, n, b, case):
 
 @pytest.mark.parametrize(("n", "b"), TREE_PACKS)
 def test_tree(measure, n, b):
-    tree_attn_mask_q = getattr(maskq_cupy, "tree_attn_mask_q", None)
-    if tree_attn_mask_q is None:
-        pytest.skip("this version has no tree_attn_mask_q")
     lens = packs.documents(n, b)
     parent = depth_first_parents(b)
     outs, cu, parents = new_outs(n), cupy.asarray(lens), cupy.asarray(parent)
-    scratch = cupy.empty(maskq_cupy.scratch_nbytes(b), np.uint8)
+    scratch = cupy.empty(maskq_cupy.tree_scratch_nbytes(b), np.uint8)
     sample = timing.rotating_sample(
-        lambda i: tree_attn_mask_q(parents, cu, cu, out=outs[i], scratch=scratch), len(outs)
+        lambda i: maskq_cupy.tree_attn_mask_q(parents, cu, cu, out=outs[i], scratch=scratch),
+        len(outs),
     )
     measure("tree", sample, n=n, b=b, bytes=8 * n, against="fill")
     right = maskq_cupy.reference.tree_attn_mask_q(parent, lens, lens)
