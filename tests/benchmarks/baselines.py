@@ -1,0 +1,95 @@
+"""What the package is compared with: plain kernels, bare launches, the same mask by torch."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+from timing import cupy
+
+from maskq_cupy import compile
+
+BLOCK_THREADS = 256
+SOURCE = Path(__file__).with_name("baselines.cu")
+
+
+@functools.cache
+def _module():
+    return cupy.RawModule(code=SOURCE.read_text(), options=("-std=c++17",))
+
+
+def launch(name, threads, *arguments):
+    """Launch a kernel of baselines.cu on CuPy's current stream, on blocks for so many threads."""
+    kernel = _module().get_function(name)
+    kernel((-(-threads // BLOCK_THREADS),), (BLOCK_THREADS,), arguments)
+
+
+def fill(out):
+    pairs = out.nbytes // 16
+    launch("fill", pairs, out, np.uint32(pairs))
+
+
+def read_and_fill(source, out):
+    pairs = out.nbytes // 16
+    launch("read_and_fill", pairs, source, out, np.uint32(pairs))
+
+
+def fill_after_load(words, out):
+    pairs = out.nbytes // 16
+    launch("fill_after_load", pairs, words, out, np.uint32(pairs))
+
+
+def published(cu, intervals, out):
+    """Launch the published algorithm: its interval form if there are intervals."""
+    n, batch = np.uint32(len(out)), np.uint32(len(cu) - 1)
+    if intervals is None:
+        launch("published_causal", len(out), cu, cu, batch, out, n)
+    else:
+        launch("published_intervals", len(out), cu, cu, batch, intervals, out, n)
+
+
+def overlapping_launch(monkeypatch):
+    """Return what launches `second_of_two`, by the package's own means, so that it may begin while
+    the launch before it runs. Give it a number of blocks."""
+    name, device = "second_of_two", cupy.cuda.runtime.getDevice()
+    monkeypatch.setitem(compile._KERNELS, name, (SOURCE.name, ""))
+    kernel = compile.Kernel(name)
+    kernel.pointers[device] = _module().get_function(name).kernel.ptr
+    return lambda grid: kernel.launch(
+        device, cupy.cuda.get_current_stream().ptr, grid, (), overlap=True
+    )
+
+
+def bare(launches, arrays):
+    """Return a call that makes these launches (`plan.Launch`) by CuPy's RawKernel, as one does by
+    hand: arguments ready, scalars sized, arrays as arrays."""
+    by_pointer = {array.data.ptr: array for array in arrays}
+    kinds = {"P": by_pointer.__getitem__, "i": np.int32, "I": np.uint32}
+    ready = []
+    for name, grid, arguments, _ in launches:
+        file, form = compile._KERNELS[name]
+        module = cupy.RawModule(code=compile.source(file), options=compile.OPTIONS)
+        sized = tuple(kinds[kind](value) for kind, value in zip(form, arguments, strict=True))
+        ready.append((module.get_function(name), (grid,), sized))
+    block = (compile.BLOCK_THREADS,)
+    if len(ready) == 1:
+        kernel, grid, sized = ready[0]
+        return lambda: kernel(grid, block, sized)
+
+    def call():
+        for kernel, grid, sized in ready:
+            kernel(grid, block, sized)
+
+    return call
+
+
+def causal_by(torch):
+    """Return what makes the causal columns by torch's operators, of a pack without padding."""
+
+    def columns(cu_seqlens_q, cu_seqlens_k, n):
+        column = torch.arange(n, dtype=torch.int32, device=cu_seqlens_q.device)
+        b = torch.searchsorted(cu_seqlens_k[1:], column, right=True)
+        q_end = cu_seqlens_q[1:][b]
+        rows_from_ute = (cu_seqlens_k[1:][b] - column).clamp(max=q_end - cu_seqlens_q[b])
+        return torch.stack([q_end, q_end - rows_from_ute], dim=1)
+
+    return columns
