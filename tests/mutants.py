@@ -109,7 +109,7 @@ MUTANTS = [
     Mutant(INTERVALS, "warp_last < own.q_end", "warp_last <= own.q_end", "off-by-one"),
     Mutant(INTERVALS, "range.lo = __shfl_sync(FULL_MASK, here.lo, WARP_THREADS - 1);", "range.lo = here.lo;", "lane"),
     Mutant(INTERVALS, "shared.max_edges[tile % 2]", "shared.max_edges[0]", "parity", "thread"),
-    Mutant(INTERVALS, "max(warp_running_max(edge ? *edge : -1), so_far)", "warp_running_max(edge ? *edge : -1)", "carry"),
+    Mutant(INTERVALS, "max(warp_running_max(edge ? *edge : -1), so_far)", "max(warp_running_max(edge ? *edge : -1), min(so_far, -1))", "carry"),
     Mutant(INTERVALS, "int v = min(warp_running_min_from_right(edge", "int v = max(warp_running_min_from_right(edge", "carry"),
     Mutant(INTERVALS, "tile < tile_end ? stairs.ends", "tile <= tile_end ? stairs.ends", "bound", "address"),
     Mutant(INTERVALS, "bool exists = end >= first_tile + from_right", "bool exists = end + 1 >= first_tile + from_right", "bound", "address"),
@@ -195,7 +195,7 @@ def suites(by):
     if by != "plain":
         window = emulator.CONSTANTS["WINDOW_SEQUENCES"]
         yield [hostile_pack(rng, tokens, window) for tokens in [40, 600, 2000] * 30], False
-    yield [many_tiles_a_group()], False
+    yield list(many_tiles_a_group()), False
 
 
 def main(words):

@@ -68,6 +68,7 @@ def tile_edges():
         yield Pack(ones, ones, np.tile([0, 1], (batch, 1)), batch, {})
         empties = cuts(np.append(np.zeros(batch, int), [5, 0, 7]))
         yield Pack(empties, empties, None, 20, {})
+    yield low_rows_behind_an_edge()
 
 
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
@@ -76,14 +77,37 @@ def test_tile_edges(builds, sanitizer):
 
 
 def test_many_tiles_a_group(builds):
-    check(builds("plain"), [many_tiles_a_group()])
+    check(builds("plain"), list(many_tiles_a_group()))
 
 
 def many_tiles_a_group():
-    """A pack with more tiles than groups, not sorted everywhere."""
+    """Packs with more tiles than groups, not sorted everywhere."""
     rng = np.random.default_rng(1)
-    rows = emulator.TILE * emulator.TILE * 3 + 17
-    ends = np.sort(rng.integers(0, 2000, rows))
-    ends[rng.random(rows) < 0.001] = 5
+    tile = emulator.TILE
+    ends = np.sort(rng.integers(0, 2000, 3 * tile * tile + 17))
+    ends[rng.random(len(ends)) < 0.001] = 5
+    yield of_ends(ends, 2000)
+
+    # A step in the middle of a group, and low rows behind it for longer than a warp links at once.
+    tiles_per_group = 2 * emulator.WARP
+    step = (13 * tiles_per_group + 5) * tile
+    ends = np.full((tile // 2) * (emulator.WARP + 1) * tile, 200)
+    ends[step : step + 8 * tile] = np.minimum(np.arange(8 * tile) + 200, 520)
+    ends[step + 8 * tile : step + 200 * tile] = 3
+    ends[step + 200 * tile :] = 900
+    yield of_ends(ends, 1000)
+
+
+def low_rows_behind_an_edge():
+    """Tiles that begin with rows below the step that the tile before, or its group, ends on."""
+    tile = emulator.TILE
+    ends = np.full(5 * tile, 200)
+    ends[2 * tile :] = 300
+    ends[3 * tile : 3 * tile + 3] = 5
+    ends[3 * tile + 3 :] = np.minimum(np.arange(2 * tile - 3) + 300, 520)
+    return of_ends(ends, 1000)
+
+
+def of_ends(ends, keys):
     mask = np.stack([np.maximum(ends - 100, 0), ends], axis=1).astype(np.int32)
-    return Pack(cuts([rows]), cuts([2000]), mask, 2000, {})
+    return Pack(cuts([len(ends)]), cuts([keys]), mask, keys, {})

@@ -88,6 +88,7 @@ def causal_by(torch):
     def columns(cu_seqlens_q, cu_seqlens_k, n):
         column = torch.arange(n, dtype=torch.int32, device=cu_seqlens_q.device)
         b = torch.searchsorted(cu_seqlens_k[1:], column, right=True)
+        b = b.clamp(max=len(cu_seqlens_k) - 2)  # compiled, it may point behind the last sequence
         q_end = cu_seqlens_q[1:][b]
         rows_from_ute = (cu_seqlens_k[1:][b] - column).clamp(max=q_end - cu_seqlens_q[b])
         return torch.stack([q_end, q_end - rows_from_ute], dim=1)

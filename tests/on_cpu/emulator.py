@@ -24,6 +24,7 @@ CONSTANTS = {
     "FEW_TILES_SHIFT": 2,
     "OWN_SEGMENTS": 1100,  # above 32 * 32: three levels
 }
+WARP = 32
 TILE = 4 * CONSTANTS["BLOCK_THREADS"]
 
 SANITIZERS = {
