@@ -92,7 +92,7 @@ def many_tiles_a_group():
     tiles_per_group = 2 * emulator.WARP
     step = (13 * tiles_per_group + 5) * tile
     ends = np.full((tile // 2) * (emulator.WARP + 1) * tile, 200)
-    ends[step : step + 8 * tile] = np.minimum(np.arange(8 * tile) + 200, 520)
+    ends[step : step + 8 * tile] = np.minimum(2 * np.arange(8 * tile) + 200, 520)  # in one tile
     ends[step + 8 * tile : step + 200 * tile] = 3
     ends[step + 200 * tile :] = 900
     yield of_ends(ends, 1000)
