@@ -28,12 +28,14 @@ def large_packs():
     rng = np.random.default_rng(2)
     for _ in range(12):
         yield random_pack(rng, tokens=1500, intervals=False)
-    for rows, keys in [(20_000, 900), (17_000, 9000)]:
-        ends = np.sort(rng.integers(0, keys, rows))
-        starts = ends - keys // 20
-        ends[rng.choice(rows, 8)] += keys // 3
-        starts[rng.choice(rows, 8)] -= keys // 3
-        yield Pack(cuts([rows]), cuts([keys]), np.stack([starts, ends], axis=1), keys, {})
+    # An end that reaches on, and a start that reaches back, over the next tiles that a warp links
+    # at once, to the tile that a search asks first.
+    rows, keys = 36_000, 900
+    ends = np.sort(rng.integers(0, keys, rows))
+    starts = ends - 50
+    ends[28 * emulator.TILE] += 300
+    starts[100 * emulator.TILE] -= 300
+    yield Pack(cuts([rows]), cuts([keys]), np.stack([starts, ends], axis=1), keys, {})
 
 
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
@@ -80,10 +82,13 @@ def test_many_tiles_a_group(builds):
 
 
 def many_tiles_a_group():
-    """A pack with more tiles than groups, not sorted everywhere."""
+    """A pack with more tiles than groups, whose ends and starts reach over each tile's edge."""
     rng = np.random.default_rng(1)
     rows = emulator.TILE * emulator.TILE * 3 + 17
-    ends = np.sort(rng.integers(0, 2000, rows))
+    keys = rows + rows // 2
+    ends = np.sort(rng.integers(0, keys, rows))
     ends[rng.random(rows) < 0.001] = 5
+    ends[emulator.TILE - 3 :: emulator.TILE] += 100
     mask = np.stack([np.maximum(ends - 100, 0), ends], axis=1).astype(np.int32)
-    return Pack(cuts([rows]), cuts([2000]), mask, 2000, {})
+    mask[emulator.TILE - 1 :: emulator.TILE, 0] -= 500
+    return Pack(cuts([rows]), cuts([keys]), mask, keys, {})
