@@ -72,8 +72,8 @@ def record_kernels():
     launched = set()
 
     def recorded(make):
-        def recording(*arguments):
-            made = make(*arguments)
+        def recording(*arguments, **named):
+            made = make(*arguments, **named)
             launched.update(x.kernel for x in ([made] if isinstance(made, plan.Launch) else made))
             return made
 

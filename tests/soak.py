@@ -30,7 +30,7 @@ MIB = 2**20
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[1])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--calls", type=int, default=1_000_000)
     tenth = parser.parse_args().calls // 10
     cupy = require_cupy()

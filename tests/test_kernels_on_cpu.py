@@ -28,12 +28,14 @@ def large_packs():
     rng = np.random.default_rng(2)
     for _ in range(12):
         yield random_pack(rng, tokens=1500, intervals=False)
-    for rows, keys in [(20_000, 900), (17_000, 9000)]:
-        ends = np.sort(rng.integers(0, keys, rows))
-        starts = ends - keys // 20
-        ends[rng.choice(rows, 8)] += keys // 3
-        starts[rng.choice(rows, 8)] -= keys // 3
-        yield Pack(cuts([rows]), cuts([keys]), np.stack([starts, ends], axis=1), keys, {})
+    # An end that reaches on, and a start that reaches back, over the next tiles that a warp links
+    # at once, to the tile that a search asks first.
+    rows, keys = 36_000, 900
+    ends = np.sort(rng.integers(0, keys, rows))
+    starts = ends - 50
+    ends[28 * emulator.TILE] += 300
+    starts[100 * emulator.TILE] -= 300
+    yield Pack(cuts([rows]), cuts([keys]), np.stack([starts, ends], axis=1), keys, {})
 
 
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
@@ -82,11 +84,17 @@ def test_many_tiles_a_group(builds):
 
 def many_tiles_a_group():
     """Packs with more tiles than groups, not sorted everywhere."""
+    # Ends and starts that reach over each tile's edge.
     rng = np.random.default_rng(1)
     tile = emulator.TILE
-    ends = np.sort(rng.integers(0, 2000, 3 * tile * tile + 17))
-    ends[rng.random(len(ends)) < 0.001] = 5
-    yield of_ends(ends, 2000)
+    rows = 3 * tile * tile + 17
+    keys = rows + rows // 2
+    ends = np.sort(rng.integers(0, keys, rows))
+    ends[rng.random(rows) < 0.001] = 5
+    ends[tile - 3 :: tile] += 100
+    pack = of_ends(ends, keys)
+    pack.attn_mask_kv[tile - 1 :: tile, 0] -= 500
+    yield pack
 
     # A step in the middle of a group, and low rows behind it for longer than a warp links at once.
     tiles_per_group = 2 * emulator.WARP

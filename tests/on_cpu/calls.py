@@ -43,7 +43,7 @@ def add_call(script, pack, misaligned=False, large=False):
 
 def as_if_large(launch, row_num, column_num):
     """Return the launch with more pairs a thread, tiles a block and tiles a group of row tiles."""
-    pairs, tiles, shift = 4, 3, 6  # a warp links 32 tiles at a time
+    pairs, tiles, shift = 4, 3, 7  # a warp links 32 tiles at a time, and a search halves a group
     arguments, grid = list(launch.arguments), launch.grid
     group_num = (-(-row_num // emulator.TILE) - 1 >> shift) + 1
     if launch.kernel == "columns_rule":
