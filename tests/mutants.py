@@ -111,7 +111,7 @@ MUTANTS = [
     Mutant(INTERVALS, "shared.max_edges[tile % 2]", "shared.max_edges[0]", "parity", "thread"),
     Mutant(INTERVALS, "max(warp_running_max(edge ? *edge : -1), so_far)", "max(warp_running_max(edge ? *edge : -1), min(so_far, -1))", "carry"),
     Mutant(INTERVALS, "int v = min(warp_running_min_from_right(edge", "int v = max(warp_running_min_from_right(edge", "carry"),
-    Mutant(INTERVALS, "tile < tile_end ? stairs.ends", "tile <= tile_end ? stairs.ends", "bound", "address"),
+    Mutant(INTERVALS, "tile < tile_end ? stairs.ends", "tile <= tile_end ? stairs.ends", "bound", "thread"),
     Mutant(INTERVALS, "bool exists = end >= first_tile + from_right", "bool exists = end + 1 >= first_tile + from_right", "bound", "address"),
     Mutant(INTERVALS, "__syncthreads();\n    if (row_num > TILE)", "if (row_num > TILE)", "barrier", "thread"),
     Mutant(INTERVALS, "__syncthreads();\n        link_tiles", "link_tiles", "barrier", "thread"),
