@@ -107,7 +107,7 @@ def _new_blocks(shapes: Blocks, streams: Streams) -> Blocks:
     starts = [0]
     for shape in shapes:
         starts.append(starts[-1] + -(-4 * math.prod(shape) // 16) * 16)
-    memory = forms.new_result((starts[-1],), np.uint8, streams).data
+    memory = launch.new_result((starts[-1],), np.uint8, streams).data
     return Blocks(
         *(
             cupy.ndarray(shape, np.int32, memory + start)

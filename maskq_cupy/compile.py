@@ -26,9 +26,6 @@ OPTIONS = (
     f"-DFEW_TILES_SHIFT={FEW_TILES_SHIFT}",
     f"-DOWN_SEGMENTS={OWN_SEGMENTS}",
 )
-TILE = (
-    4 * BLOCK_THREADS
-)  # rows or columns of a block with four a thread; staircase.cuh has its twin
 
 _MISSING_CUPY = (
     "maskq_cupy computes on the GPU with CuPy, which is not installed: "

@@ -45,7 +45,7 @@ def to_four_columns(columns: Any, q_token_num: int, *, out: Any = None, stream: 
     if stream is not None:
         arrays.check_stream(streams.launch)
     if target is None:
-        out = new_result((column_num, 4), np.int32, streams)
+        out = launch.new_result((column_num, 4), np.int32, streams)
     else:
         shapes = (column_num, 4), (1, 1, column_num, 4)
         check_result("out", target, "int32", shapes, alignment=16)
@@ -93,7 +93,7 @@ def to_dense(
     if stream is not None:
         arrays.check_stream(streams.launch)
     if target is None:
-        out = new_result((row_num, column_num), np.bool_, streams)
+        out = launch.new_result((row_num, column_num), np.bool_, streams)
     else:
         shapes = (row_num, column_num), (1, 1, row_num, column_num)
         check_result("out", target, "bool", shapes, alignment=1)
@@ -121,11 +121,6 @@ def columns_on_gpu(columns: Any, streams: Streams) -> GpuArray:
     return array
 
 
-def new_result(shape: tuple[int, ...], dtype: Any, streams: Streams) -> Any:
-    launch.forbid_in_capture(streams, "the result is allocated: give out=")
-    return arrays.empty(shape, dtype, streams)
-
-
 def check_result(
     name: str, target: GpuArray, dtype: str, shapes: tuple[tuple[int, ...], ...], alignment: int
 ) -> None:
@@ -135,11 +130,4 @@ def check_result(
         kind = TypeError if target.dtype != dtype else ValueError
         either = " or ".join(map(str, shapes))
         raise kind(f"{name} must be {dtype} of shape {either}, got {target.dtype} of shape {found}")
-    if not target.contiguous:
-        raise ValueError(f"{name} must be C-contiguous, got a strided view of shape {found}")
-    if not target.writable:
-        raise ValueError(f"{name} must be writable, got a read-only {type(target.value).__name__}")
-    if target.pointer % alignment:
-        raise ValueError(
-            f"{name} must be {alignment}-byte aligned, got address {target.pointer:#x}"
-        )
+    launch.check_writable(name, target, alignment)

@@ -45,6 +45,26 @@ def forbid_overlap(name: str, array: GpuArray, others: Iterable[GpuArray | None]
             )
 
 
+def check_writable(name: str, target: GpuArray, alignment: int) -> None:
+    """Require that a kernel can write to an array of the caller's; its form is checked already."""
+    if not target.contiguous:
+        raise ValueError(
+            f"{name} must be C-contiguous, got a strided view of shape {tuple(target.shape)}"
+        )
+    if not target.writable:
+        raise ValueError(f"{name} must be writable, got a read-only {type(target.value).__name__}")
+    if target.pointer % alignment:
+        raise ValueError(
+            f"{name} must be {alignment}-byte aligned, got address {target.pointer:#x}"
+        )
+
+
+def new_result(shape: tuple[int, ...], dtype: Any, streams: Streams) -> Any:
+    """Allocate a result, which a graph capture may not."""
+    forbid_in_capture(streams, "the result is allocated: give out=")
+    return arrays.empty(shape, dtype, streams)
+
+
 def forbid_in_capture(streams: Streams, reason: str) -> None:
     """Raise, with the reason, if the launch stream is recording a graph."""
     if arrays.is_capturing(streams.launch):

@@ -77,12 +77,7 @@ def check_out(target: GpuArray, inputs: list[GpuArray], column_num: int | None) 
         raise ValueError(
             f"out must have N = kv_token_num = {column_num} columns, got shape {tuple(shape)}"
         )
-    if not target.contiguous:
-        raise ValueError(f"out must be C-contiguous, got a strided view of shape {tuple(shape)}")
-    if not target.writable:
-        raise ValueError(f"out must be writable, got a read-only {type(target.value).__name__}")
-    if target.pointer % 8:
-        raise ValueError(f"out must be 8-byte aligned, got address {target.pointer:#x}")
+    launch.check_writable("out", target, alignment=8)
     launch.forbid_overlap("out", target, inputs)
     return room
 

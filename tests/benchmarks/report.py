@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-DOCS = ROOT / "docs"
 MACHINE = ("gpu", "driver", "cupy", "torch", "python_version")
 MIB = 2**20
 
