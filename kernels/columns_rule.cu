@@ -19,7 +19,7 @@
 // sum leaves 32 bits. For valid input every step is exact; for any other, unsigned wrap-around
 // gives some number and no undefined behaviour.
 //
-// A block writes one tile of columns (column_tiles.cuh). Preconditions: columns is 8-byte aligned;
+// A warp writes some columns in a row (column_tiles.cuh). Preconditions: columns is 8-byte aligned;
 // grid covers all pairs. Moves 8 * N bytes out and the cuts in.
 
 #include "column_tiles.cuh"
@@ -28,36 +28,39 @@ struct Rule {
     unsigned left, right, sinks;  // each in [0, INT32_MAX]
 };
 
-template <class AnyCuts>
 struct RuleColumns {
-    AnyCuts cuts_q, cuts_k;
-    unsigned batch;
+    Pack pack;
     Rule rule;
+    SequenceEnds ends = {pack.k};
+    unsigned batch = pack.batch;
 
-    // What its columns need to know of a sequence.
     struct Sequence {
-        unsigned q_end, q_len, kv_start, kv_end;
+        unsigned end;  // of its keys
+        unsigned q_end, q_len, kv_start;
     };
 
-    // Reads sequence b; b = batch is the padding, which has no rows and no end.
+    // Reads sequence b; b = batch is the padding, which has no rows.
     __device__ Sequence load(unsigned b) const
     {
         unsigned next = min(b + 1, batch);
-        unsigned q_end = cuts_q[next];
-        unsigned kv_end = b < batch ? cuts_k[next] : NO_END;
-        return {q_end, q_end - (unsigned)cuts_q[b], (unsigned)cuts_k[b], kv_end};
+        unsigned q_end = pack.q[next];
+        unsigned kv_end = pack.k[next];
+        return {b < batch ? kv_end : NO_END, q_end, q_end - pack.q[b], pack.k[b]};
     }
 
-    __device__ void load_two(unsigned b_a, unsigned b_b, Sequence& of_a, Sequence& of_b) const
+    __device__ Sequence of_lane(const Sequence& own, unsigned lane) const
     {
-        of_a = load(b_a);
-        of_b = load(b_b);
+        return {
+            __shfl_sync(FULL_MASK, own.end, lane),
+            __shfl_sync(FULL_MASK, own.q_end, lane),
+            __shfl_sync(FULL_MASK, own.q_len, lane),
+            rule.sinks > 0 ? __shfl_sync(FULL_MASK, own.kv_start, lane) : 0};
     }
 
     // Returns (LTS, UTE) of a column of the sequence.
     __device__ int2 bounds(const Sequence& own, unsigned column) const
     {
-        unsigned keys_after = own.kv_end - 1 - column;
+        unsigned keys_after = own.end - 1 - column;
         unsigned rows_from_ute = min(keys_after + 1 + rule.right, own.q_len);
         unsigned rows_from_lts = min((unsigned)max((int)(keys_after - rule.left), 0), own.q_len);
         bool sink = column - own.kv_start < rule.sinks;
@@ -67,10 +70,10 @@ struct RuleColumns {
 };
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void columns_rule(
-    const int* cu_seqlens_q,  // (>= batch + 1,) words of stride q_stride
-    const int* cu_seqlens_k,  // (batch + 1,) words of stride k_stride
-    int q_stride,             // 1 for int32, 2 for int64
-    int k_stride,
+    const unsigned* cu_seqlens_q,  // (>= batch + 1,) words of stride q_stride
+    const unsigned* cu_seqlens_k,  // (batch + 1,) words of stride k_stride
+    unsigned q_stride,             // 1 for int32, 2 for int64
+    unsigned k_stride,
     unsigned batch,
     unsigned left,
     unsigned right,
@@ -79,19 +82,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void columns_rule(
     unsigned column_num,      // in [1, INT32_MAX]
     unsigned steps)           // pairs a thread
 {
-    __shared__ Window window;
-    Cuts cuts_q = {cu_seqlens_q, q_stride};
-    Cuts cuts_k = {cu_seqlens_k, k_stride};
-    Rule rule = {left, right, sinks};
-    Tile tile = tile_of_block(columns, column_num, steps);
-    SequenceRange range = block_sequence_range(cuts_k, batch, (int)tile.first, (int)tile.last);
-    if (range.hi - range.lo <= WINDOW_SEQUENCES) {
-        block_stage_cuts(cuts_q, cuts_k, range, batch, window);
-        StagedCuts q = {window.q, range.lo}, k = {window.k, range.lo};
-        RuleColumns<StagedCuts> rule_columns = {q, k, batch, rule};
-        write_tile(k, range, tile, rule_columns);
-    } else {
-        RuleColumns<Cuts> rule_columns = {cuts_q, cuts_k, batch, rule};
-        write_tile(cuts_k, range, tile, rule_columns);
-    }
+    Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
+    RuleColumns rule_columns = {pack, {left, right, sinks}};
+    write_tile(rule_columns, tile_of_warp(columns, column_num, steps));
 }

@@ -17,130 +17,94 @@
 //                             UTE      0  1  2  3  4
 //                             LTS      5  5  4  4  5
 //
-//   segment_minima   a block writes the minima below one entry of the top level; reads 4 * B bytes
-//   columns_tree     a block writes one tile of columns (column_tiles.cuh), 8 * N bytes in all
+//   segment_minima   a block writes the minima below one entry of the top level; reads 4 * B bytes;
+//                    not launched where segments are few: a walk over them needs no minima
+//   columns_tree     a warp writes some columns in a row (column_tiles.cuh), 8 * N bytes in all
 //
-// Up to OWN_SEGMENTS segments, a block of columns_tree finds the minima itself, in shared memory,
-// and segment_minima is not launched. Preconditions: columns is 8-byte aligned; the grids cover all
-// pairs and the top level.
+// Preconditions: columns is 8-byte aligned; the grids cover all pairs and the top level.
 
 #include "column_tiles.cuh"
 #include "tree.cuh"
 
-#ifndef OWN_SEGMENTS
-#error "OWN_SEGMENTS: segments of a forest up to which a block finds their minima itself"
-#endif
-#define OWN_MINIMA (OWN_SEGMENTS / (RUN - 1) + 8)  // every level rounds up; there are at most 6
-
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void segment_minima(
-    const int* parent,  // (batch,) words of stride parent_stride
-    int parent_stride,  // 1 for int32, 2 for int64
+    const unsigned* parent,  // (batch,) words of stride parent_stride
+    unsigned parent_stride,  // 1 for int32, 2 for int64
     unsigned batch,
     int* minima)        // the levels above the parents, one behind the other
 {
     Segments segments = {{parent, parent_stride}, batch, minima};
-    write_minima(segments, minima, blockIdx.x, blockIdx.x + 1);
+    write_minima(segments, minima, blockIdx.x);
 }
 
-template <class AnyCuts>
 struct TreeColumns {
-    AnyCuts cuts_q, cuts_k;
-    Cuts all_cuts_q;
+    Pack pack;
     Segments segments;
-    unsigned known;  // the segment whose subtree the warp looked up last
-    int known_end;   // its row end
+    Span columns;  // of the warp
+    SequenceEnds ends = {pack.k};
+    unsigned batch = pack.batch;
 
-    // What its columns need to know of a segment.
     struct Sequence {
-        unsigned q_end, q_len, kv_end;
-        int row_end;  // of its subtree
+        unsigned end;  // of its keys
+        unsigned q_end, q_len;
+        int row_end;   // of its subtree
     };
 
-    // Reads segment b as if it had no children; b = segments.num is the padding, which has no end.
-    __device__ Sequence load_leaf(unsigned b) const
+    // Reads segment b, which is one more in each lane up to the padding, b = batch. Only the subtrees
+    // of segments that have some of the warp's columns are looked up.
+    __device__ Sequence load(unsigned b) const
     {
-        unsigned next = min(b + 1, segments.num);
-        unsigned q_end = cuts_q[next];
-        unsigned kv_end = b < segments.num ? cuts_k[next] : NO_END;
-        return {q_end, q_end - (unsigned)cuts_q[b], kv_end, (int)q_end};
-    }
-
-    // Has the segment children? The next one is then the first of them.
-    __device__ bool is_inner(unsigned b) const
-    {
-        return b + 1 < segments.num && segments.parents[b + 1] >= (int)b;
-    }
-
-    // Makes b the segment that is known; b is the same for the whole warp.
-    __device__ void look_up(unsigned b)
-    {
-        if (b == known) return;
-        known = b;
-        known_end = all_cuts_q[segments.subtree_end(b)];
-    }
-
-    __device__ Sequence load(unsigned b)
-    {
-        Sequence own = load_leaf(b);
-        if (is_inner(b)) {
-            look_up(b);
-            own.row_end = known_end;
+        unsigned lane = threadIdx.x % WARP_THREADS, first = __shfl_sync(FULL_MASK, b, 0);
+        unsigned next = min(b + 1, batch);
+        unsigned q_start = pack.q[b], q_end = pack.q[next], kv_start = pack.k[b], kv_end = pack.k[next];
+        int parent = b < batch ? segments.parent(b) : -1;
+        int next_parent = __shfl_down_sync(FULL_MASK, parent, 1);
+        bool is_inner = lane == WARP_THREADS - 1 || next_parent >= (int)b;
+        bool is_open = b < batch && is_inner && kv_start <= columns.last && kv_end > columns.first;
+        unsigned row_end = q_end;
+        for (unsigned open = __ballot_sync(FULL_MASK, is_open); open != 0; open &= open - 1) {
+            unsigned at = __ffs((int)open) - 1, own = first + at;
+            unsigned up_to_own = FULL_MASK >> (WARP_THREADS - 1 - at);
+            unsigned behind = __ballot_sync(FULL_MASK, parent < (int)own) & ~up_to_own;
+            unsigned end;
+            if (behind != 0) end = __shfl_sync(FULL_MASK, q_start, __ffs((int)behind) - 1);
+            else end = pack.q[segments.subtree_end(own, first + WARP_THREADS)];
+            if (lane == at) row_end = end;
         }
-        return own;
+        return {b < batch ? kv_end : NO_END, q_end, q_end - q_start, (int)row_end};
     }
 
-    // One subtree at a time by the whole warp; its columns are of few segments with children.
-    __device__ void load_two(unsigned b_a, unsigned b_b, Sequence& of_a, Sequence& of_b)
+    __device__ Sequence of_lane(const Sequence& own, unsigned lane) const
     {
-        of_a = load_leaf(b_a);
-        of_b = load_leaf(b_b);
-        bool a_is_open = is_inner(b_a), b_is_open = is_inner(b_b);
-        while (unsigned open = __ballot_sync(FULL_MASK, a_is_open || b_is_open)) {
-            unsigned b = __shfl_sync(FULL_MASK, a_is_open ? b_a : b_b, __ffs((int)open) - 1);
-            look_up(b);
-            if (a_is_open && b_a == b) of_a.row_end = known_end;
-            if (b_is_open && b_b == b) of_b.row_end = known_end;
-            a_is_open = a_is_open && b_a != b;
-            b_is_open = b_is_open && b_b != b;
-        }
+        return {
+            __shfl_sync(FULL_MASK, own.end, lane),
+            __shfl_sync(FULL_MASK, own.q_end, lane),
+            __shfl_sync(FULL_MASK, own.q_len, lane),
+            __shfl_sync(FULL_MASK, own.row_end, lane)};
     }
 
     // Returns (LTS, UTE) of a column of the segment.
     __device__ int2 bounds(const Sequence& own, unsigned column) const
     {
-        return make_int2(own.row_end, (int)(own.q_end - min(own.kv_end - column, own.q_len)));
+        return make_int2(own.row_end, (int)(own.q_end - min(own.end - column, own.q_len)));
     }
 };
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_tree(
-    const int* cu_seqlens_q,  // (>= batch + 1,) words of stride q_stride
-    const int* cu_seqlens_k,  // (batch + 1,) words of stride k_stride
-    int q_stride,             // 1 for int32, 2 for int64
-    int k_stride,
+    const unsigned* cu_seqlens_q,  // (>= batch + 1,) words of stride q_stride
+    const unsigned* cu_seqlens_k,  // (batch + 1,) words of stride k_stride
+    unsigned q_stride,             // 1 for int32, 2 for int64
+    unsigned k_stride,
     unsigned batch,
-    const int* parent,        // (batch,) words of stride parent_stride
-    int parent_stride,
-    const int* minima,        // by segment_minima, or null: at most OWN_SEGMENTS segments
+    const unsigned* parent,        // (batch,) words of stride parent_stride
+    unsigned parent_stride,
+    const int* minima,        // by segment_minima, or null where it is not launched
     int2* columns,            // (column_num,) of (LTS, UTE)
     unsigned column_num,      // in [1, INT32_MAX]
     unsigned steps)           // pairs a thread
 {
-    __shared__ Window window;
-    __shared__ int own_minima[OWN_MINIMA];
-    Cuts cuts_q = {cu_seqlens_q, q_stride};
-    Cuts cuts_k = {cu_seqlens_k, k_stride};
-    Segments segments = {{parent, parent_stride}, batch, minima ? minima : own_minima};
-    if (!minima) write_minima(segments, own_minima, 0, RUN);
-
-    Tile tile = tile_of_block(columns, column_num, steps);
-    SequenceRange range = block_sequence_range(cuts_k, batch, (int)tile.first, (int)tile.last);
-    if (range.hi - range.lo <= WINDOW_SEQUENCES) {
-        block_stage_cuts(cuts_q, cuts_k, range, batch, window);
-        StagedCuts q = {window.q, range.lo}, k = {window.k, range.lo};
-        TreeColumns<StagedCuts> tree_columns = {q, k, cuts_q, segments, batch, 0};
-        write_tile(k, range, tile, tree_columns);
-    } else {
-        TreeColumns<Cuts> tree_columns = {cuts_q, cuts_k, cuts_q, segments, batch, 0};
-        write_tile(cuts_k, range, tile, tree_columns);
-    }
+    Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
+    Segments segments = {{parent, parent_stride}, batch, minima};
+    Tile tile = tile_of_warp(columns, column_num, steps);
+    TreeColumns tree_columns = {pack, segments, tile.own};
+    write_tile(tree_columns, tile);
 }

@@ -17,14 +17,9 @@
 //   - group_edges[g] = (maximum of E, minimum of S) over the group; at most GROUPS, so that a block
 //     can scan them all at once.
 
-#include "search.cuh"
+#include "rows.cuh"
 
-#define PER_THREAD 4
-#define TILE (BLOCK_THREADS * PER_THREAD)
-
-struct Four {
-    int at[PER_THREAD];
-};
+#define GROUPS (TILE / 2)  // most groups of row tiles: a block scans their edges like a tile
 
 // Running maximum of v over the warp's lanes up to this one.
 __device__ int warp_running_max(int v)
@@ -110,4 +105,134 @@ __device__ void scan_tile(Four& end, Four& start, WarpEdges& max_edges, WarpEdge
     __syncthreads();
     fold_max_before(end, max_edges);
     fold_min_behind(start, min_edges);
+}
+
+// The staircases of row_num rows in tiles, and 2**group_shift tiles in a group.
+struct Staircases {
+    int* ends;    // (row_num,), 16-byte aligned
+    int* starts;  // (row_num,), 16-byte aligned
+    unsigned row_num, group_shift;
+
+    __device__ unsigned tile_num() const { return (row_num + TILE - 1) / TILE; }
+    __device__ unsigned first_tile(unsigned group) const { return group << group_shift; }
+    __device__ unsigned tile_end(unsigned group) const
+    {
+        return min((group + 1) << group_shift, tile_num());
+    }
+    __device__ unsigned first_row(unsigned tile) const { return tile * TILE; }
+    __device__ unsigned last_row(unsigned tile) const { return min(tile * TILE + TILE, row_num) - 1; }
+};
+
+// One of the two staircases, with what finds a column's step in it. ENDS is which: a tile's edge is
+// its last row, of starts its first.
+template <bool ENDS>
+struct Staircase {
+    static constexpr unsigned BEHIND = ENDS ? 0 : 1;
+
+    const int* steps;        // (row_num,)
+    const int* group_edges;  // (group_num,) scanned over the groups, in shared memory
+    unsigned group_num;
+    Staircases stored;
+
+    // The edge of a tile, scanned across its group.
+    __device__ int operator[](unsigned tile) const
+    {
+        return steps[ENDS ? stored.last_row(tile) : stored.first_row(tile)];
+    }
+
+    // The search for a column's step goes by groups, then tiles, then rows, each a range [lo, hi]. A
+    // staircase of one group needs no search for it.
+    __device__ void all_groups(unsigned& lo, unsigned& hi) const
+    {
+        lo = 0;
+        hi = group_num > 1 ? group_num : 0;
+    }
+
+    // From the group that was found to its tiles. The last tile of ends, the first of starts is where
+    // the step is unless an edge says otherwise.
+    __device__ void tiles_of_group(unsigned& lo, unsigned& hi) const
+    {
+        unsigned group = ENDS ? min(lo, group_num - 1) : max(lo, 1u) - 1;
+        lo = stored.first_tile(group) + BEHIND;
+        hi = stored.tile_end(group) - 1 + BEHIND;
+    }
+
+    // From the tile that was found to its rows.
+    __device__ void rows_of_tile(unsigned& lo, unsigned& hi) const
+    {
+        unsigned tile = lo - BEHIND;
+        lo = stored.first_row(tile);
+        hi = stored.last_row(tile) + 1;
+    }
+
+    // Returns the tile in which the steps at or below the column end: those of the tiles before it
+    // are, those of the tiles behind it are not. A whole warp for one column.
+    __device__ unsigned tile_of(int column) const
+    {
+        unsigned lo, hi;
+        all_groups(lo, hi);
+        lo = warp_upper_bound(group_edges, lo, hi, column);
+        tiles_of_group(lo, hi);
+        return warp_upper_bound(*this, lo, hi, column) - BEHIND;
+    }
+
+    // Returns how many rows' steps are at or below each column. One thread.
+    __device__ Four count(const int (&column)[PER_THREAD]) const
+    {
+        unsigned lo[PER_THREAD], hi[PER_THREAD];
+        for (int i = 0; i < PER_THREAD; ++i) all_groups(lo[i], hi[i]);
+        upper_bounds(group_edges, lo, hi, column);
+        for (int i = 0; i < PER_THREAD; ++i) tiles_of_group(lo[i], hi[i]);
+        upper_bounds(*this, lo, hi, column);
+        for (int i = 0; i < PER_THREAD; ++i) rows_of_tile(lo[i], hi[i]);
+        upper_bounds(steps, lo, hi, column);
+        return {{(int)lo[0], (int)lo[1], (int)lo[2], (int)lo[3]}};
+    }
+
+    // Reads a thread's four steps of a tile, scanned across all tiles.
+    __device__ Four load(unsigned tile) const
+    {
+        unsigned row = stored.first_row(tile) + PER_THREAD * threadIdx.x;
+        Four v = {{NO_ROW, NO_ROW, NO_ROW, NO_ROW}};
+        if (row + PER_THREAD <= stored.row_num) {
+            int4 four = *reinterpret_cast<const int4*>(steps + row);
+            v = {{four.x, four.y, four.z, four.w}};
+        } else {
+            for (unsigned i = 0; i < PER_THREAD; ++i)
+                if (row + i < stored.row_num) v.at[i] = steps[row + i];
+        }
+        unsigned group = tile >> stored.group_shift;
+        if (ENDS) {
+            int before = group > 0 ? group_edges[group - 1] : -1;
+            if (tile > stored.first_tile(group)) before = max(before, (*this)[tile - 1]);
+            for (int& step : v.at) step = max(step, before);
+        } else {
+            int behind = group + 1 < group_num ? group_edges[group + 1] : NO_ROW;
+            if (tile + 1 < stored.tile_end(group)) behind = min(behind, (*this)[tile + 1]);
+            for (int& step : v.at) step = min(step, behind);
+        }
+        return v;
+    }
+};
+
+// Scans the edges of all groups into shared memory. Ends with a barrier.
+__device__ void scan_group_edges(
+    const int2* group_edges, unsigned group_num, int (&group_ends)[GROUPS], int (&group_starts)[GROUPS],
+    WarpEdges& max_edges, WarpEdges& min_edges)
+{
+    Four end, start;
+    for (unsigned i = 0; i < PER_THREAD; ++i) {
+        unsigned group = PER_THREAD * threadIdx.x + i;
+        int2 edges = group < group_num ? group_edges[group] : make_int2(NO_ROW, NO_ROW);
+        end.at[i] = edges.x;
+        start.at[i] = edges.y;
+    }
+    scan_tile(end, start, max_edges, min_edges);
+    for (unsigned i = 0; i < PER_THREAD; ++i) {
+        unsigned group = PER_THREAD * threadIdx.x + i;
+        if (group >= GROUPS) break;
+        group_ends[group] = end.at[i];
+        group_starts[group] = start.at[i];
+    }
+    __syncthreads();
 }

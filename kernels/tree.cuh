@@ -15,18 +15,20 @@
 //
 // No index depends on a parent's value, so that any bits in the array give some segment.
 
-#include "search.cuh"
+#include "sequences.cuh"
 
 #define RUN_BITS 5
 #define RUN (1 << RUN_BITS)
-#define RUNS_AT_ONCE 4  // runs that a warp has in flight while it builds a level
+#define RUNS_AT_ONCE 4  // that a warp has in flight
 
 static_assert(RUN == WARP_THREADS, "a warp looks at a whole run");
 
 struct Segments {
     Cuts parents;       // (num,)
     unsigned num;
-    const int* minima;  // levels 1 to top_level(), one behind the other
+    const int* minima;  // levels 1 to top_level(), one behind the other; or null if segments are few
+
+    __device__ int parent(unsigned b) const { return (int)parents[b]; }
 
     // Entries of a level; there is a segment.
     __device__ unsigned level_size(unsigned level) const { return ((num - 1) >> RUN_BITS * level) + 1; }
@@ -42,7 +44,7 @@ struct Segments {
     // An entry of a level that starts at `start` in the minima.
     __device__ int entry(unsigned level, unsigned start, unsigned i) const
     {
-        return level == 0 ? parents[i] : minima[start + i];
+        return level == 0 ? parent(i) : minima[start + i];
     }
 
     // Returns the lanes whose entry of a run is below b; of those from entry `from` on.
@@ -53,10 +55,17 @@ struct Segments {
         return __ballot_sync(FULL_MASK, is_below);
     }
 
-    // Returns the first segment behind b's subtree, or num. A whole warp, for one b in [0, num).
-    __device__ unsigned subtree_end(unsigned b) const
+    // Returns the first segment behind b's subtree, or num. A whole warp, for one b in [0, num) whose
+    // subtree does not end before segment `from`.
+    __device__ unsigned subtree_end(unsigned b, unsigned from) const
     {
-        unsigned level = 0, start = 0, from = b + 1, run = 0, hits = 0;
+        return minima ? climb(b, from) : walk(b, from);
+    }
+
+    // The same through the minima.
+    __device__ unsigned climb(unsigned b, unsigned from) const
+    {
+        unsigned level = 0, start = 0, run = 0, hits = 0;
         while (hits == 0) {
             unsigned size = level_size(level);
             if (from >= size) return num;
@@ -75,6 +84,23 @@ struct Segments {
         }
         return min(at, num);
     }
+
+    // The same from run to run.
+    __device__ unsigned walk(unsigned b, unsigned from) const
+    {
+        for (; from < num; from += RUNS_AT_ONCE * RUN) {
+            int parents_of[RUNS_AT_ONCE];
+            for (unsigned r = 0; r < RUNS_AT_ONCE; ++r) {
+                unsigned i = from + r * RUN + threadIdx.x % WARP_THREADS;
+                parents_of[r] = i < num ? parent(i) : -1;
+            }
+            for (unsigned r = 0; r < RUNS_AT_ONCE; ++r) {
+                unsigned hits = __ballot_sync(FULL_MASK, parents_of[r] < (int)b);
+                if (hits != 0) return min(from + r * RUN + __ffs((int)hits) - 1, num);
+            }
+        }
+        return num;
+    }
 };
 
 // Returns in lane 0 the least v of the warp.
@@ -85,26 +111,26 @@ __device__ int warp_min(int v)
     return v;
 }
 
-// Writes the entries first .. end - 1 of the top level and all that are below them, for which
-// segments.minima may already point to `minima`. A whole block; ends with a barrier.
-__device__ void write_minima(const Segments& segments, int* minima, unsigned first, unsigned end)
+// Writes an entry of the top level and all that are below it; segments.minima already points to
+// `minima`. A whole block.
+__device__ void write_minima(const Segments& segments, int* minima, unsigned top_entry)
 {
     unsigned lane = threadIdx.x % WARP_THREADS, warp = threadIdx.x / WARP_THREADS;
     unsigned top = segments.top_level(), start = 0, start_below = 0;
     for (unsigned level = 1; level <= top; ++level) {
         unsigned size = segments.level_size(level), size_below = segments.level_size(level - 1);
         unsigned spread = RUN_BITS * (top - level);
-        unsigned last = min(size, end << spread);
-        for (unsigned i = (first << spread) + warp; i < last; i += WARPS * RUNS_AT_ONCE) {
+        unsigned end = min(size, (top_entry + 1) << spread);
+        for (unsigned i = (top_entry << spread) + warp; i < end; i += WARPS * RUNS_AT_ONCE) {
             int least[RUNS_AT_ONCE];
             for (unsigned r = 0; r < RUNS_AT_ONCE; ++r) {
                 unsigned j = (i + r * WARPS) * RUN + lane;
-                bool exists = i + r * WARPS < last && j < size_below;
+                bool exists = i + r * WARPS < end && j < size_below;
                 least[r] = exists ? segments.entry(level - 1, start_below, j) : INT32_MAX_VALUE;
             }
             for (unsigned r = 0; r < RUNS_AT_ONCE; ++r) {
                 least[r] = warp_min(least[r]);
-                if (lane == 0 && i + r * WARPS < last) minima[start + i + r * WARPS] = least[r];
+                if (lane == 0 && i + r * WARPS < end) minima[start + i + r * WARPS] = least[r];
             }
         }
         __syncthreads();

@@ -14,17 +14,13 @@ from typing import Any
 # Launch constants that the kernels are compiled with. One tuple of options for all modules: CuPy
 # runs an empty compile for each distinct tuple in a process, about 25 ms.
 BLOCK_THREADS = 256
-WINDOW_SEQUENCES = 1022  # sequences of a tile whose cuts a block keeps in shared memory
 NEAR_TILES = 4  # row tiles that a block reads whole for a tile of columns
 FEW_TILES_SHIFT = 1  # 2**this row tiles have staircases that fit in a block's shared memory
-OWN_SEGMENTS = 4096  # segments of a forest up to which each block finds their minima itself
 OPTIONS = (
     "-std=c++17",
     f"-DBLOCK_THREADS={BLOCK_THREADS}",
-    f"-DWINDOW_SEQUENCES={WINDOW_SEQUENCES}",
     f"-DNEAR_TILES={NEAR_TILES}",
     f"-DFEW_TILES_SHIFT={FEW_TILES_SHIFT}",
-    f"-DOWN_SEGMENTS={OWN_SEGMENTS}",
 )
 
 _MISSING_CUPY = (
@@ -124,7 +120,7 @@ _KERNELS = {
     "row_staircases": ("columns_intervals.cu", "PPiiIPiIIPPP"),
     "columns_of_staircases": ("columns_intervals.cu", "PPPIIIPII"),
     "columns_of_few_rows": ("columns_intervals.cu", "PPiiIPiIPI"),
-    "excess_of_rows": ("columns_intervals.cu", "PPiiIPiIIPPPPP"),
+    "excess_of_rows": ("excess.cu", "PPiiIPiIIPPPPP"),
     "segment_minima": ("columns_tree.cu", "PiIP"),
     "columns_tree": ("columns_tree.cu", "PPiiIPiPPII"),
     "column_tile_lists": ("tile_lists.cu", "PIIIIIPPPPP"),

@@ -7,11 +7,12 @@ run the same launches on the CPU.
 from typing import Any, NamedTuple
 
 from maskq_cupy import checks
-from maskq_cupy.compile import BLOCK_THREADS, FEW_TILES_SHIFT, OWN_SEGMENTS
+from maskq_cupy.compile import BLOCK_THREADS, FEW_TILES_SHIFT
 from maskq_cupy.reference import Blocks
 from maskq_cupy.rule import Rule
 
 EDGES_NBYTES = 4 * 1024  # int2 for each of at most 512 groups of row tiles
+FEW_SEGMENTS = 2048  # of a forest, which a warp walks over without minima
 
 
 class Launch(NamedTuple):
@@ -41,7 +42,7 @@ def rule_launch(
 def _column_tiles(column_num: int, block_threads: int) -> tuple[int, int]:
     """Return the pairs of columns that a thread writes, and the blocks that write them all."""
     # More columns a thread save searches; fewer fill the GPU where there are few.
-    steps = 1 if column_num < 1 << 19 else 4 if column_num < 1 << 21 else 8
+    steps = 1 if column_num < 1 << 19 else 4 if column_num < 1 << 20 else 8
     return steps, column_num // (2 * block_threads * steps) + 1  # may start with half a pair
 
 
@@ -110,8 +111,9 @@ def interval_launches(
                 *(ends, starts, edges, row_num, group_shift, rows.grid),
                 *(columns, column_num, tiles_per_block),
             ),
-            # Where they are many, blocks that wait would take the place of those that work.
-            overlap=column_num < 1 << 19,
+            # Where blocks of both do not have a multiprocessor each, those that wait would crowd on
+            # the few that are free.
+            overlap=column_num < 1 << 16,
         ),
     )
 
@@ -153,14 +155,14 @@ def tree_scratch_nbytes(segment_num: int) -> int:
 
     An eighth of a byte a segment or so; none where they are no more than a few thousand.
 
-    >>> tree_scratch_nbytes(4096), tree_scratch_nbytes(100_000)
+    >>> tree_scratch_nbytes(2048), tree_scratch_nbytes(100_000)
     (0, 12908)
     """
-    return minima_nbytes(segment_num, OWN_SEGMENTS)
+    return minima_nbytes(segment_num, FEW_SEGMENTS)
 
 
-def minima_nbytes(segment_num: int, own_segments: int) -> int:
-    return 4 * sum(_levels(segment_num)) if segment_num > own_segments else 0
+def minima_nbytes(segment_num: int, few_segments: int) -> int:
+    return 4 * sum(_levels(segment_num)) if segment_num > few_segments else 0
 
 
 def _levels(segment_num: int) -> list[int]:
@@ -181,7 +183,7 @@ def tree_launches(
     column_num: int,
     scratch: Any,
     block_threads: int = BLOCK_THREADS,
-    own_segments: int = OWN_SEGMENTS,
+    few_segments: int = FEW_SEGMENTS,
 ) -> tuple[Launch, ...]:
     """Return the launches that write the columns of a tree; column_num is at least 1.
 
@@ -190,7 +192,7 @@ def tree_launches(
     segment_num = batch[-1]
     steps, grid = _column_tiles(column_num, block_threads)
     tree = (*batch, parent, parent_stride)
-    if segment_num <= own_segments:
+    if segment_num <= few_segments:
         return (Launch("columns_tree", grid, (*tree, 0, columns, column_num, steps)),)
     top = _levels(segment_num)[-1]
     return (

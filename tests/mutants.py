@@ -190,8 +190,7 @@ def suites(by):
     yield list(rows_far_from_columns())[::part], False
     yield [random_pack(rng) for _ in range(200 // part)], False
     if by != "plain":
-        window = emulator.CONSTANTS["WINDOW_SEQUENCES"]
-        yield [hostile_pack(rng, tokens, window) for tokens in [40, 600, 2000] * 30], False
+        yield [hostile_pack(rng, tokens) for tokens in [40, 600, 2000] * 30], False
     yield list(many_tiles_a_group()), False
 
 

@@ -15,7 +15,7 @@ from test_hostile import hostile_pack
 
 import maskq_cupy
 from maskq_cupy import plan, reference
-from maskq_cupy.compile import WINDOW_SEQUENCES, kernel_names, require_cupy
+from maskq_cupy.compile import kernel_names, require_cupy
 
 
 def packs():
@@ -24,8 +24,7 @@ def packs():
         for _ in range(8):
             yield random_pack(rng, tokens)
     yield far_apart(rng)
-    sequences = 3 * WINDOW_SEQUENCES
-    ones = cuts(rng.integers(0, 2, sequences))
+    ones = cuts(rng.integers(0, 2, 3000))
     yield Pack(ones, ones, None, int(ones[-1]), {"window": (3, 0), "num_sink_tokens": 1})
     large = cuts([2**19 + 77])
     yield Pack(large, large, None, 2**19 + 77, {})
@@ -59,7 +58,7 @@ def main():
         parent = cupy.asarray(random_parents(rng, segments), np.int32)
         maskq_cupy.tree_attn_mask_q(parent, *[cupy.asarray(cuts(lens))] * 2)
     for _ in range(100):
-        q, k, mask, column_num, rule = hostile_pack(rng, 3000, WINDOW_SEQUENCES)
+        q, k, mask, column_num, rule = hostile_pack(rng, 3000)
         given = [None if a is None else cupy.asarray(a) for a in (q, k, mask)]
         maskq_cupy.get_attn_mask_q(*given, column_num, **rule)
     cupy.cuda.runtime.deviceSynchronize()

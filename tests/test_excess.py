@@ -115,7 +115,7 @@ def edges():
             one[row] = rows - 1, rows
             yield Pack(lens, lens, one, rows, {})
         yield Pack(lens, lens, mask[::-1].copy(), rows, {})
-    ones = cuts(np.ones(9 * emulator.CONSTANTS["WINDOW_SEQUENCES"], int))
+    ones = cuts(np.ones(9 * emulator.WARP, int))
     yield Pack(ones, ones, np.tile([0, 1], (ones[-1], 1)), int(ones[-1]), {})
     empties = cuts(np.append(np.zeros(500, int), [5, 0, 7]))
     yield Pack(empties, empties, np.tile([[0, 3], [1, 2]], (6, 1)), 12, {})

@@ -55,8 +55,8 @@ def rows_far_from_columns():
 
 
 def tile_edges():
-    """Packs whose rows, columns and sequences end around tiles, windows, warps and groups."""
-    tile, window = emulator.TILE, emulator.CONSTANTS["WINDOW_SEQUENCES"]
+    """Packs whose rows, columns and sequences end around tiles, windows of sequences, warps and groups."""
+    tile, warp = emulator.TILE, emulator.WARP
     for tokens in (1, 2, 31, 32, 33, 127, 128, 129, tile - 1, tile, tile + 1, 3 * tile + 1):
         lens = cuts([tokens])
         mask = np.stack([np.arange(tokens) // 2, np.arange(tokens) + 1], axis=1)
@@ -64,7 +64,7 @@ def tile_edges():
         yield Pack(lens, lens, mask, tokens, {})
         yield Pack(cuts([3]), lens, None, tokens + 1, {"window": (5, 0)})
         yield Pack(lens, cuts([3]), np.zeros((tokens, 2), np.int64), 3, {})
-    for batch in (31, 32, 33, window - 1, window, window + 1, window + 2, 9 * window):
+    for batch in (warp - 1, warp, warp + 1, 2 * warp, warp**2 - 1, warp**2, warp**2 + 1):
         ones = cuts(np.ones(batch, int))
         yield Pack(ones, ones, None, batch, {})
         yield Pack(ones, ones, np.tile([0, 1], (batch, 1)), batch, {})

@@ -123,6 +123,8 @@ def test_bad_order():
 
 # Kernels on the CPU
 
+FEW_SEGMENTS = 300  # so that forests of one, two and three levels of minima are quick
+
 
 def add_call(script, parent, q, k, n, misaligned=False):
     """Add a call in buffers of exactly the contract's size, if it is due."""
@@ -130,8 +132,7 @@ def add_call(script, parent, q, k, n, misaligned=False):
         return False
     stride_of_parent, *strides = [a.dtype.itemsize // 4 for a in (parent, q, k)]
     batch = (script.buffer(q), script.buffer(k), *strides, len(k) - 1)
-    own_segments = emulator.CONSTANTS["OWN_SEGMENTS"]
-    nbytes = plan.minima_nbytes(len(parent), own_segments)
+    nbytes = plan.minima_nbytes(len(parent), FEW_SEGMENTS)
     columns = script.buffer(np.full((n, 2), -77, np.int32), offset=8 if misaligned else 0)
     launches = plan.tree_launches(
         batch,
@@ -141,7 +142,7 @@ def add_call(script, parent, q, k, n, misaligned=False):
         n,
         script.buffer(np.full(nbytes, 0x5A, np.uint8)),
         emulator.CONSTANTS["BLOCK_THREADS"],
-        own_segments,
+        FEW_SEGMENTS,
     )
     for launch in launches:
         script.launch(launch.kernel, launch.grid, *launch.arguments)
@@ -167,8 +168,7 @@ def test_kernel_on_random_trees(builds, sanitizer, count):
 def level_edges():
     """Forests of one, two and three levels, cut around runs, with subtrees of every reach."""
     rng = np.random.default_rng(9)
-    own = emulator.CONSTANTS["OWN_SEGMENTS"]
-    for num in (1, 31, 32, 33, 1023, 1024, 1025, own, own + 1, 5000, 32 * 1024 + 33):
+    for num in (1, 31, 32, 33, 1023, 1024, 1025, FEW_SEGMENTS, FEW_SEGMENTS + 1, 5000, 32 * 1024 + 33):
         ones, segment = cuts(np.ones(num, int)), np.arange(num)
         chain, star = segment - 1, np.where(segment == 0, -1, 0)
         comb = np.where(segment % 2 == 1, segment - 1, segment - 2)  # a leaf at each of a chain

@@ -19,10 +19,8 @@ SLOTS = 2
 # Small, so that a pack of a few hundred tokens crosses tiles, windows and groups.
 CONSTANTS = {
     "BLOCK_THREADS": 64,
-    "WINDOW_SEQUENCES": 40,
     "NEAR_TILES": 2,
     "FEW_TILES_SHIFT": 2,
-    "OWN_SEGMENTS": 1100,  # above 32 * 32: three levels
 }
 WARP = 32
 TILE = 4 * CONSTANTS["BLOCK_THREADS"]

@@ -1,0 +1,88 @@
+// excess_of_rows: how many (row, key) pairs the columns of intervals show beyond them.
+//
+// A row is shown the keys from the smallest S of itself and the rows behind it up to the largest E of
+// itself and the rows before it: what its two staircases (staircase.cuh) say there.
+//
+//     row      0  1  2  3
+//     S        0  0  2  1
+//     E        2  4  3  4
+//     starts   0  0  1  1
+//     ends     2  4  4  4
+//     shown    2  4  3  3        row 2 is shown the keys 1 to 3, of which only 2 is its own
+//     own      2  4  1  3
+//     excess   0  0  2  0
+//
+// Launched behind row_staircases, on as many blocks; a block counts one group. Reads 16 * Q bytes.
+
+#include "staircase.cuh"
+
+// What a block has found so far, in shared memory.
+struct Excess {
+    unsigned long long pairs;
+    unsigned long long rows;  // how many there are from the first with excess on; 0 if none has
+};
+
+// Adds what the rows of the block's group are shown beyond their own keys.
+__device__ void add_excess(
+    const Pack& pack, const Intervals& intervals, const Staircase<true>& up,
+    const Staircase<false>& low, Excess& found)
+{
+    unsigned first_tile = up.stored.first_tile(blockIdx.x), tile_end = up.stored.tile_end(blockIdx.x);
+    unsigned row_num = intervals.row_num;
+    unsigned row = up.stored.first_row(first_tile) + PER_THREAD * threadIdx.x;
+    unsigned long long pairs = 0, rows = 0;
+    Span span = {up.stored.first_row(first_tile), up.stored.last_row(tile_end - 1)};
+    RowWarp warp(pack, row_num, span);
+#pragma unroll 1
+    for (unsigned tile = first_tile; tile < tile_end; ++tile, row += TILE) {
+        Four start, end;
+        load_intervals(intervals, row, start, end);
+        warp.to_pack_coordinates(row, start, end);
+        Four shown_end = up.load(tile), shown_start = low.load(tile);
+        for (unsigned i = 0; i < PER_THREAD; ++i) {
+            if (row + i >= row_num) continue;
+            long long own_keys = max((long long)end.at[i] - start.at[i], 0LL);
+            long long shown = max((long long)shown_end.at[i] - shown_start.at[i], 0LL);
+            if (shown != own_keys && rows == 0) rows = row_num - (row + i);
+            pairs += (unsigned long long)(shown - own_keys);
+        }
+    }
+    if (rows != 0) {
+        atomicAdd(&found.pairs, pairs);
+        atomicMax(&found.rows, rows);
+    }
+}
+
+extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void excess_of_rows(
+    const unsigned* cu_seqlens_q,     // all as for row_staircases, and its grid
+    const unsigned* cu_seqlens_k,
+    unsigned q_stride,
+    unsigned k_stride,
+    unsigned batch,
+    const void* attn_mask_kv,
+    int is_int64,
+    unsigned row_num,
+    unsigned group_shift,
+    int* ends,                   // (row_num,) as row_staircases leaves them
+    int* starts,                 // (row_num,)
+    const int2* group_edges,     // (gridDim.x,)
+    unsigned long long* pairs,   // (1,) 0 before, and left so where there is no excess
+    unsigned long long* rows)    // (1,) 0 before: row_num - the first row concerned; or null
+{
+    __shared__ int group_ends[GROUPS], group_starts[GROUPS];
+    __shared__ WarpEdges max_edges, min_edges;
+    __shared__ Excess found;
+    if (threadIdx.x == 0) found = {0, 0};
+    scan_group_edges(group_edges, gridDim.x, group_ends, group_starts, max_edges, min_edges);
+    Staircases stored = {ends, starts, row_num, group_shift};
+    Staircase<true> up = {ends, group_ends, gridDim.x, stored};
+    Staircase<false> low = {starts, group_starts, gridDim.x, stored};
+    Intervals intervals = intervals_of(attn_mask_kv, row_num, is_int64);
+    Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
+    add_excess(pack, intervals, up, low, found);
+    __syncthreads();
+    if (threadIdx.x == 0 && found.rows != 0) {
+        atomicAdd(pairs, found.pairs);
+        if (rows) atomicMax(rows, found.rows);
+    }
+}
