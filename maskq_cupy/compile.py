@@ -274,7 +274,10 @@ _kernels: dict[str, Kernel] = {}
 
 def kernel(name: str) -> Kernel:
     """Return the kernel of that name: one for all threads, whichever of them asks first."""
-    return _kernels.get(name) or _kernels.setdefault(name, Kernel(name))
+    try:
+        return _kernels[name]
+    except KeyError:
+        return _kernels.setdefault(name, Kernel(name))
 
 
 @cache
