@@ -186,13 +186,14 @@ def refuse_after_fork() -> None:
     os.register_at_fork(after_in_child=in_child)
 
 
-def streams_of(stream: Any) -> Streams:
+def streams_of(stream: Any, device: int = -1) -> Streams:
     """Return the launch stream that the argument `stream` means, and CuPy's current one.
 
-    A CuPy stream, a raw pointer, what has `__cuda_stream__` or `.cuda_stream`, or None.
+    A CuPy stream, a raw pointer, what has `__cuda_stream__` or `.cuda_stream`, or None. `device` is
+    the current device, for which CuPy need not ask the driver again where the caller gives it.
     """
     streams = Streams()
-    streams.launch = streams.current = _normal(_get_current_stream().ptr)
+    streams.launch = streams.current = _normal(_get_current_stream(device).ptr)
     if stream is not None:
         streams.launch = _normal(_stream_pointer(stream))
     return streams

@@ -20,7 +20,7 @@ Call = tuple[
 def call_of(named: dict[str, Any], out: Any, scratch: Any, stream: Any) -> Call:
     """Find the arrays of a call, the devices and the streams."""
     device = arrays.current_device()
-    streams = arrays.streams_of(stream)
+    streams = arrays.streams_of(stream, device)
     inputs = inputs_on_gpu(named, streams)
     given = inputs[:]
     target = memory = None
