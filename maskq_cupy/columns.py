@@ -65,20 +65,12 @@ def get_attn_mask_q(
             [0, 1, 2, 3, 3, 3, 4]], device='cuda:0', dtype=torch.int32)
     """
     rule = resolve_rule(causal, window, num_sink_tokens, attn_mask_kv is not None)
-    device = arrays.current_device()
-    streams = arrays.streams_of(stream)
     named = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     if attn_mask_kv is not None:
         named["attn_mask_kv"] = attn_mask_kv
-    inputs = pack.inputs_on_gpu(named, streams)
-    target = None if out is None else launch.on_gpu(out, "out", streams)
-    memory = None if scratch is None else launch.on_gpu(scratch, "scratch", streams)
-    given = inputs[:]
-    if target is not None:
-        given.append(target)
-    if memory is not None:
-        given.append(memory)
-    other = launch.other_device(given, device)
+    inputs, target, memory, given, device, other, streams = pack.call_of(
+        named, out, scratch, stream
+    )
     if other is not None:
         with cupy.cuda.Device(other):
             return get_attn_mask_q(
@@ -86,21 +78,21 @@ def get_attn_mask_q(
                 causal=causal, window=window, num_sink_tokens=num_sink_tokens,
                 out=out, scratch=scratch, stream=stream, validate=validate,
             )  # fmt: skip
-    if stream is not None:
-        arrays.check_stream(streams.launch)
 
     column_num = None if kv_token_num is None else checks.check_token_num(kv_token_num)
     if target is not None:
         column_num = pack.check_out(target, inputs, column_num)
+    row_num = 0
     on_gpu = bool(inputs)
     if on_gpu:
         pack.check_cuts(inputs[0], inputs[1])
-        row_num = pack.check_intervals(inputs[2]) if inputs[2:] else 0
+        if attn_mask_kv is not None:
+            row_num = pack.check_intervals(inputs[2])
     else:
         host = checks.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, column_num)
         inputs = pack.upload_batch(host, streams)
         row_num, column_num = host.row_num, host.column_num
-    q, k = inputs[:2]
+    q, k = inputs[0], inputs[1]
     if column_num is None:
         column_num = pack.read_column_num(k, given, streams)
     if validate and on_gpu:

@@ -7,7 +7,8 @@ import ctypes
 import re
 import struct
 import threading
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +160,8 @@ _PROGRAMMATIC_STREAM_SERIALIZATION = 6
 class Kernel:
     """A kernel, loaded for each device at its first use there.
 
-    Launches through the driver with its parameters packed into one buffer a thread:
-    `RawKernel.__call__` wraps every argument in an object, which costs more than the launch, and
-    cannot let a launch overlap the one before.
+    Launches with its parameters packed into one buffer a thread: `RawKernel.__call__` wraps every
+    argument in an object, which costs more than the launch.
     """
 
     def __init__(self, name: str) -> None:
@@ -197,29 +197,50 @@ class Kernel:
             own = self._per_thread.own
         except AttributeError:
             own = self._per_thread.own = self._prepare(device)
-        call, config, config_address, pack, buffer, parameters = own
-        pack(buffer, 0, *arguments)
-        config.grid_x = grid
-        config.stream = stream
-        config.attribute_num = overlap and _can_overlap(device)
-        status = call(config_address, self.pointers[device], parameters, None)
-        if status:
-            require_cupy().cuda.driver.check_status(status)
+        pack, parameters, launch, launch_overlapping = own
+        pack(*arguments)
+        function = self.pointers[device]
+        if overlap and _can_overlap(device):
+            launch_overlapping(function, grid, stream, parameters)
+        else:
+            launch(function, grid, 1, 1, BLOCK_THREADS, 1, 1, 0, stream, parameters, 0)
 
     def _prepare(self, device: int) -> tuple[Any, ...]:
-        """Return what a thread's launches reuse: the driver's call, its config, its parameters."""
+        """Return what a thread's launches reuse: the parameters' memory and the driver's calls."""
         require_cupy().cuda.runtime.setDevice(device)  # makes the context current in a new thread
         buffer = ctypes.create_string_buffer(self._packer.size)
         start = ctypes.addressof(buffer)
         parameters = (ctypes.c_void_p * len(self._offsets))(*(start + at for at in self._offsets))
-        attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION)
-        attribute.value[0] = 1
-        config = _Config(*(1, 1, 1), *(BLOCK_THREADS, 1, 1), 0, None, ctypes.pointer(attribute), 0)
-        call = _driver().cuLaunchKernelEx
-        call.argtypes = (ctypes.c_void_p,) * 4
+        self._per_thread.parameters = parameters  # its address alone would not keep it
         return (
-            call, config, ctypes.addressof(config), self._packer.pack_into, buffer, parameters
-        )  # fmt: skip
+            partial(self._packer.pack_into, buffer, 0),
+            ctypes.addressof(parameters),
+            require_cupy().cuda.driver.launchKernel,
+            _overlapping_launch(),
+        )
+
+
+def _overlapping_launch() -> Callable[[int, int, int, int], None]:
+    """Return what launches so that it may begin before the end of the launch before it.
+
+    Of function, blocks, stream and parameters; for one thread, whose launches share its config.
+    Only cuLaunchKernelEx can do this. CuPy does not wrap it, and ctypes costs more than CuPy.
+    """
+    attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION)
+    attribute.value[0] = 1
+    config = _Config(*(1, 1, 1), *(BLOCK_THREADS, 1, 1), 0, None, ctypes.pointer(attribute), 1)
+    config_address = ctypes.addressof(config)
+    call = _driver().cuLaunchKernelEx
+    call.argtypes = (ctypes.c_void_p,) * 4
+
+    def launch(function: int, grid: int, stream: int, parameters: int) -> None:
+        config.grid_x = grid
+        config.stream = stream
+        status = call(config_address, function, parameters, None)
+        if status:
+            require_cupy().cuda.driver.check_status(status)
+
+    return launch
 
 
 @cache
@@ -249,7 +270,10 @@ _kernels: dict[str, Kernel] = {}
 
 def kernel(name: str) -> Kernel:
     """Return the kernel of that name: one for all threads, whichever of them asks first."""
-    return _kernels.get(name) or _kernels.setdefault(name, Kernel(name))
+    try:
+        return _kernels[name]
+    except KeyError:
+        return _kernels.setdefault(name, Kernel(name))
 
 
 @cache

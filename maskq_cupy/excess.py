@@ -55,9 +55,11 @@ def excess_pairs(
         "cu_seqlens_k": cu_seqlens_k,
         "attn_mask_kv": attn_mask_kv,
     }
-    inputs, target, memory, given, device, streams = pack.call_of(named, out, scratch, stream)
-    if device != arrays.current_device():
-        with cupy.cuda.Device(device):
+    inputs, target, memory, given, device, other, streams = pack.call_of(
+        named, out, scratch, stream
+    )
+    if other is not None:
+        with cupy.cuda.Device(other):
             return excess_pairs(
                 cu_seqlens_q, cu_seqlens_k, attn_mask_kv, scratch=scratch, stream=stream, out=out
             )

@@ -88,8 +88,8 @@ def run(
                 streams, "a kernel is compiled at its first use: call maskq_cupy.warm_up() before"
             )
             _load(launch.kernel, device)
-    stream, current = streams
-    in_order = stream == current
+    stream = streams.launch
+    in_order = stream == streams.current
     for array in given:
         if array.stream != stream:
             in_order = False

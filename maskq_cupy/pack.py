@@ -1,6 +1,6 @@
 """The arrays of a call on a packed batch: found or uploaded, their forms and values checked."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -10,51 +10,61 @@ from maskq_cupy.arrays import GpuArray, Streams
 _STRIDES = {"int32": 1, "int64": 2}  # in 32-bit words
 
 
-class Call(NamedTuple):
-    """What a call was given: the inputs on a GPU, none where they are on the host, out, scratch."""
-
-    inputs: list[GpuArray]
-    target: GpuArray | None
-    memory: GpuArray | None
-    given: list[GpuArray]  # all of these
-    device: int
-    streams: Streams
+# What a call was given: its inputs on a GPU, none where they are on the host; out; scratch; all of
+# these; the current device; the other one that they are on, if so; its streams.
+Call = tuple[
+    list[GpuArray], GpuArray | None, GpuArray | None, list[GpuArray], int, int | None, Streams
+]
 
 
 def call_of(named: dict[str, Any], out: Any, scratch: Any, stream: Any) -> Call:
-    """Find the arrays of a call and the device that they are on, the current one if on none."""
-    current = arrays.current_device()
-    streams = arrays.streams_of(stream)
+    """Find the arrays of a call, the devices and the streams."""
+    device = arrays.current_device()
+    streams = arrays.streams_of(stream, device)
     inputs = inputs_on_gpu(named, streams)
-    target = None if out is None else launch.on_gpu(out, "out", streams)
-    memory = None if scratch is None else launch.on_gpu(scratch, "scratch", streams)
-    given = [*inputs, *(array for array in (target, memory) if array is not None)]
-    other = launch.other_device(given, current)
+    given = inputs[:]
+    target = memory = None
+    if out is not None:
+        target = launch.on_gpu(out, "out", streams)
+        given.append(target)
+    if scratch is not None:
+        memory = launch.on_gpu(scratch, "scratch", streams)
+        given.append(memory)
+    other = launch.other_device(given, device)
     if stream is not None and other is None:
         arrays.check_stream(streams.launch)
-    return Call(inputs, target, memory, given, current if other is None else other, streams)
+    return inputs, target, memory, given, device, other, streams
 
 
 def inputs_on_gpu(named: dict[str, Any], streams: Streams) -> list[GpuArray]:
     """Return the facts of the input arrays on a GPU, or nothing where all are on the host."""
-    found = [arrays.gpu_array(value, name, streams) for name, value in named.items()]
-    inputs = [array for array in found if array is not None]
-    if inputs and len(inputs) < len(found):
+    found: list[Any] = []
+    before = array = None
+    for name, value in named.items():
+        if value is not before:  # cu_seqlens_q is often cu_seqlens_k too, and read once then
+            array = arrays.gpu_array(value, name, streams)
+            before = value
+        found.append(array)
+    if None not in found:
+        return found
+    if any(found):
         places = ", ".join(
             f"{name} on {'the host' if array is None else 'a GPU'}"
             for name, array in zip(named, found, strict=True)
         )
         raise TypeError(f"the input must be all on one GPU or all on the host, got {places}")
-    return inputs
+    return []
 
 
 def check_cuts(q: GpuArray, k: GpuArray) -> None:
     """Check the types, shapes and contiguity of cu_seqlens_q and cu_seqlens_k."""
     checks.check_cu_seqlens_form("cu_seqlens_q", q.dtype, q.shape)
-    checks.check_cu_seqlens_form("cu_seqlens_k", k.dtype, k.shape)
-    checks.check_same_batch(q.shape[0], k.shape[0])
-    check_contiguous("cu_seqlens_q", q)
-    check_contiguous("cu_seqlens_k", k)
+    if k is not q:
+        checks.check_cu_seqlens_form("cu_seqlens_k", k.dtype, k.shape)
+        checks.check_same_batch(q.shape[0], k.shape[0])
+    if not (q.contiguous and k.contiguous):
+        check_contiguous("cu_seqlens_q", q)
+        check_contiguous("cu_seqlens_k", k)
 
 
 def check_intervals(intervals: GpuArray) -> int:
@@ -92,8 +102,8 @@ def scratch_memory(
         launch.forbid_in_capture(
             streams, f"scratch memory is allocated: give scratch= of {nbytes} bytes"
         )
-        pool = arrays.empty((nbytes,), np.uint8, streams)
-        return pool.data.ptr, pool
+        pool = arrays.allocate(nbytes, streams)
+        return pool.ptr, pool
     if (
         memory.nbytes < nbytes
         or not memory.contiguous
@@ -155,4 +165,4 @@ def stride(array: GpuArray) -> int:
 
 
 def plan_batch(q: GpuArray, k: GpuArray) -> plan.Batch:
-    return q.pointer, k.pointer, stride(q), stride(k), k.shape[0] - 1
+    return q.pointer, k.pointer, _STRIDES[q.dtype], _STRIDES[k.dtype], k.shape[0] - 1

@@ -36,7 +36,7 @@ def rule_launch(
 ) -> Launch:
     """Return the launch that writes the columns of a rule; column_num is at least 1."""
     steps, grid = _column_tiles(column_num, block_threads)
-    return Launch("columns_rule", grid, (*batch, *rule, columns, column_num, steps))
+    return Launch("columns_rule", grid, batch + rule + (columns, column_num, steps))
 
 
 def _column_tiles(column_num: int, block_threads: int) -> tuple[int, int]:
@@ -124,7 +124,7 @@ def _rows_launch(
     """Return the launch that scans the rows; scratch holds the edges, the ends and the starts."""
     tile_num = _row_tiles(row_num, block_threads)
     most_groups = 2 * block_threads
-    group_shift = max(0, (tile_num - 1).bit_length() - (most_groups - 1).bit_length())
+    group_shift = ((tile_num - 1) // most_groups).bit_length()
     group_num = ((tile_num - 1) >> group_shift) + 1
     ends = scratch + EDGES_NBYTES
     starts = ends + _staircase_nbytes(row_num)

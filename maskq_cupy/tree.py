@@ -59,9 +59,11 @@ def tree_attn_mask_q(
            [0, 1, 2, 3, 4]], dtype=int32)
     """
     named = {"parent": parent, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
-    inputs, target, memory, given, device, streams = pack.call_of(named, out, scratch, stream)
-    if device != arrays.current_device():
-        with cupy.cuda.Device(device):
+    inputs, target, memory, given, device, other, streams = pack.call_of(
+        named, out, scratch, stream
+    )
+    if other is not None:
+        with cupy.cuda.Device(other):
             return tree_attn_mask_q(
                 parent, cu_seqlens_q, cu_seqlens_k, kv_token_num,
                 out=out, scratch=scratch, stream=stream, validate=validate,
