@@ -89,6 +89,31 @@ def to_blocks(
     return out
 
 
+def write_lists(
+    columns: Any,
+    row_num: int,
+    block_size: tuple[int, int],
+    lists: Blocks,
+    scratch: int,
+    stream: int,
+) -> None:
+    """Check the columns and write their lists, as `to_blocks` does, to memory that is not checked.
+
+    lists and scratch point to memory of the plan's sizes, and stream is of the columns' device: a
+    caller that has just made them need not pay for questions about them.
+    """
+    device = arrays.current_device()
+    streams = arrays.streams_of(stream)
+    source = forms.columns_on_gpu(columns, streams)
+    if source.device != device:
+        with cupy.cuda.Device(source.device):
+            return write_lists(columns, row_num, block_size, lists, scratch, stream)
+    launches = plan.block_launches(
+        source.pointer, source.shape[-2], row_num, block_size, lists, scratch
+    )
+    launch.run(launches, [source], device, streams)
+
+
 def _targets(out: Blocks, streams: Streams) -> dict[str, GpuArray]:
     """Return the facts of the arrays to write, by the names that errors give them."""
     if not isinstance(out, Blocks):
@@ -97,16 +122,25 @@ def _targets(out: Blocks, streams: Streams) -> dict[str, GpuArray]:
     return {name: launch.on_gpu(array, name, streams) for name, array in named.items()}
 
 
-def _new_blocks(shapes: Blocks, streams: Streams) -> Blocks:
-    """Allocate all eight arrays at once, each from a 16-byte boundary on."""
+def list_starts(shapes: Blocks) -> list[int]:
+    """Return where each list starts in one piece of memory, and where it ends, in 32-bit words.
+
+    Each from a 16-byte boundary on.
+    """
     starts = [0]
     for shape in shapes:
-        starts.append(starts[-1] + -(-4 * math.prod(shape) // 16) * 16)
-    memory = launch.new_result((starts[-1],), np.uint8, streams).data
+        starts.append(starts[-1] + -(-math.prod(shape) // 4) * 4)
+    return starts
+
+
+def _new_blocks(shapes: Blocks, streams: Streams) -> Blocks:
+    """Allocate all eight arrays at once."""
+    *starts, end = list_starts(shapes)
+    memory = launch.new_result((end,), np.int32, streams).data
     return Blocks(
         *(
-            cupy.ndarray(shape, np.int32, memory + start)
-            for shape, start in zip(shapes, starts, strict=False)
+            cupy.ndarray(shape, np.int32, memory + 4 * start)
+            for shape, start in zip(shapes, starts, strict=True)
         )
     )
 

@@ -1,5 +1,6 @@
 """FlexAttention with our BlockMask: the CPU with the reference's lists, a GPU with all of it."""
 
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -158,6 +159,52 @@ def test_gpu_lists(name, block_size):
         assert mask.shape == (1, 1, row_num, len(columns))
         for field, array in expected._asdict().items():
             np.testing.assert_array_equal(getattr(mask, field).cpu(), array, err_msg=field)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("column_num", [0, 5, 1000])
+@pytest.mark.parametrize("row_num", [0, 5, 700])
+def test_gpu_lists_lie_as_torchs_own(row_num, column_num):
+    """Parts of one allocation, of the strides and the alignment that compiled code relies on."""
+    columns = torch.zeros(column_num, 2, dtype=torch.int32, device="cuda")
+    mask = flex.block_mask(columns, row_num)
+    lists = {field: getattr(mask, field) for field in reference.Blocks._fields}
+    for field, part in lists.items():
+        assert part.stride() == torch.empty(part.shape).stride(), field
+        assert part.data_ptr() % 16 == 0, field
+    assert len({part.untyped_storage().data_ptr() for part in lists.values()}) == 1
+
+
+@pytest.mark.gpu
+def test_gpu_refuses_what_no_kernel_reads():
+    good = torch.zeros(8, 2, dtype=torch.int32, device="cuda")
+    wide = torch.zeros(8, 4, dtype=torch.int32, device="cuda")
+    for columns, row_num, block_size, message in (
+        (wide, 8, 128, "columns must be int32 of shape (N, 2) or (1, 1, N, 2), got int32 of shape"),
+        (good.long(), 8, 128, "columns must be int32 of shape (N, 2) or (1, 1, N, 2), got int64"),
+        (wide[:, :2], 8, 128, "columns must be C-contiguous, got a strided view"),
+        (wide.view(-1)[1:17].view(8, 2), 8, 128, "columns must be 8-byte aligned, got address 0x"),
+        (good, -1, 128, "q_token_num must be in [0, 2**31 - 1], got -1"),
+        (good, 8, (128, 0), "block_size must be in [1, 2**31 - 1], got 0"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+            flex.block_mask(columns, row_num, block_size)
+
+
+@pytest.mark.gpu
+def test_gpu_on_a_device_that_is_not_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    columns, row_num = mask_of("documents")
+    expected = reference.to_blocks(columns, row_num)
+    cu = torch.as_tensor(cuts(PACKS["documents"][0]), device="cuda:1")
+    by_columns = flex.block_mask(torch.as_tensor(columns, device="cuda:1"), row_num)
+    for mask in (by_columns, flex.packed_block_mask(cu, cu, row_num, len(columns))):
+        assert torch.cuda.current_device() == 0
+        for field, array in expected._asdict().items():
+            part = getattr(mask, field)
+            assert part.device == cu.device
+            np.testing.assert_array_equal(part.cpu(), array, err_msg=field)
 
 
 def assert_as_dense(compiled, mask, columns, row_num):
