@@ -6,7 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from strategies import cuts
+from test_tree import paths_alone
 
+import maskq_cupy
 from maskq_cupy import reference
 
 torch = pytest.importorskip("torch", reason="torch is not installed: flex is not tested")
@@ -112,6 +114,22 @@ def test_compiled_on_the_cpu_reads_the_lists(compiled_on_cpu):
     assert not torch.allclose(result, attend_dense(q, k, v, columns), atol=0.1)
 
 
+# Two trees: a cached prompt, of keys alone, with two answers and a third that goes on from the
+# second; a prompt with two answers.
+TREES = np.array([-1, 0, 0, 2, -1, 4, 4], np.int32)
+TREES_Q, TREES_K = cuts([0, 70, 40, 130, 150, 33, 64]), cuts([200, 70, 40, 130, 150, 33, 64])
+
+
+def test_compiled_on_the_cpu_trees_are_as_each_path_alone(compiled_on_cpu):
+    columns = reference.tree_attn_mask_q(TREES, TREES_Q, TREES_K)
+    row_num = int(TREES_Q[-1])
+    inputs = [x.detach() for x in queries_keys_values(row_num, len(columns))]
+    mask = flex.as_block_mask(reference.to_blocks(columns, row_num), columns, row_num)
+    packed = compiled_on_cpu(*inputs, block_mask=mask)
+    rows, alone = paths_alone(torch, *inputs, TREES, TREES_Q, TREES_K)
+    torch.testing.assert_close(packed[..., rows, :], alone, atol=1e-5, rtol=1e-5)
+
+
 def test_host_arrays_are_refused_with_a_way_out():
     pytest.importorskip("cupy")
     columns, row_num = mask_of("documents")
@@ -207,14 +225,11 @@ def test_gpu_on_a_device_that_is_not_the_current_one():
             np.testing.assert_array_equal(part.cpu(), array, err_msg=field)
 
 
-def assert_as_dense(compiled, mask, columns, row_num):
-    """Compare results and gradients with those of dense attention."""
-    inputs = queries_keys_values(row_num, len(columns), "cuda")
-    result = compiled(*inputs, block_mask=mask)
+def assert_same(result, expected, inputs):
+    """Compare results and gradients."""
     torch.manual_seed(1)
     upstream = torch.randn_like(result)
     gradients = torch.autograd.grad(result, inputs, upstream)
-    expected = attend_dense(*inputs, columns)
     expected_gradients = torch.autograd.grad(expected, inputs, upstream)
     for got, right in zip((result, *gradients), (expected, *expected_gradients), strict=True):
         torch.testing.assert_close(got, right, atol=2e-2, rtol=2e-2)  # tf32 in the kernels
@@ -224,7 +239,9 @@ def assert_as_dense(compiled, mask, columns, row_num):
 @pytest.mark.parametrize("name", MASKS)
 def test_gpu_forward_and_backward(compiled, name):
     columns, row_num = mask_of(name)
-    assert_as_dense(compiled, packed_mask(name), columns, row_num)
+    inputs = queries_keys_values(row_num, len(columns), "cuda")
+    result = compiled(*inputs, block_mask=packed_mask(name))
+    assert_same(result, attend_dense(*inputs, columns), inputs)
 
 
 @pytest.mark.gpu
@@ -241,12 +258,19 @@ def test_gpu_documents_are_as_each_alone(compiled):
         for start, end in pairwise(cu)
         if start < end
     ]
-    expected = torch.cat(alone, dim=2)
-    upstream = torch.randn_like(result)
-    gradients = torch.autograd.grad(result, inputs, upstream)
-    expected_gradients = torch.autograd.grad(expected, inputs, upstream)
-    for got, right in zip((result, *gradients), (expected, *expected_gradients), strict=True):
-        torch.testing.assert_close(got, right, atol=2e-2, rtol=2e-2)
+    assert_same(result, torch.cat(alone, dim=2), inputs)
+
+
+@pytest.mark.gpu
+def test_gpu_trees_are_as_each_path_alone(compiled):
+    """Forward and backward: a token of many paths gets the gradients of all of them."""
+    given = [torch.as_tensor(array, device="cuda") for array in (TREES, TREES_Q, TREES_K)]
+    row_num, column_num = int(TREES_Q[-1]), int(TREES_K[-1])
+    columns = maskq_cupy.tree_attn_mask_q(*given, column_num)
+    inputs = queries_keys_values(row_num, column_num, "cuda")
+    packed = compiled(*inputs, block_mask=flex.block_mask(columns, row_num))
+    rows, alone = paths_alone(torch, *inputs, TREES, TREES_Q, TREES_K)
+    assert_same(packed[..., rows, :], alone, inputs)
 
 
 @pytest.mark.gpu
