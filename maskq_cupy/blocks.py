@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from maskq_cupy import arrays, checks, forms, launch, plan
+from maskq_cupy import arrays, checks, forms, launch, pack, plan
 from maskq_cupy.arrays import GpuArray, Streams, cupy
 from maskq_cupy.reference import Blocks
 
@@ -32,8 +32,9 @@ def to_blocks(
         block_size: (rows, columns) of a tile, or one int for both.
         out: Blocks of int32 arrays of the result's shapes, C-contiguous, on the GPU; is what is
             returned.
-        scratch: any contiguous GPU array of at least ``blocks_scratch_nbytes(Q, N, block_size)``
-            bytes; allocated if None. Needed in a graph capture only.
+        scratch: any contiguous, 16-byte aligned GPU array of at least
+            ``blocks_scratch_nbytes(Q, N, block_size)`` bytes; allocated if None. Needed in a graph
+            capture only.
         stream: the launch stream, as in ``get_attn_mask_q``.
 
     Returns:
@@ -54,8 +55,10 @@ def to_blocks(
     streams = arrays.streams_of(stream)
     source = forms.columns_on_gpu(columns, streams)
     targets = {} if out is None else _targets(out, streams)
-    memory = {} if scratch is None else {"scratch": launch.on_gpu(scratch, "scratch", streams)}
-    given = [source, *targets.values(), *memory.values()]
+    memory = None if scratch is None else launch.on_gpu(scratch, "scratch", streams)
+    given = [source, *targets.values()]
+    if memory is not None:
+        given.append(memory)
     other = launch.other_device(given, device)
     if other is not None:
         with cupy.cuda.Device(other):
@@ -67,31 +70,48 @@ def to_blocks(
 
     column_num = checks.check_columns_form(source.dtype, source.shape)
     shapes = plan.block_shapes(*plan.tile_grid(row_num, column_num, block_size))
-    nbytes = plan.blocks_scratch_nbytes(row_num, column_num, block_size)
     for (name, target), shape in zip(targets.items(), shapes, strict=False):
         forms.check_result(name, target, "int32", (shape,), alignment=4)
-    for array in memory.values():
-        _check_scratch(array, nbytes)
-    _forbid_overlaps({"columns": source, **targets, **memory})
+    _forbid_overlaps({"columns": source, **targets})
 
     if out is None:
         out = _new_blocks(shapes, streams)
         pointers = Blocks(*(array.data.ptr for array in out))
     else:
         pointers = Blocks(*(target.pointer for target in targets.values()))
-    if memory:
-        scratch_pointer = memory["scratch"].pointer
-    else:
-        launch.forbid_in_capture(
-            streams, f"scratch memory is allocated: give scratch= of {nbytes} bytes"
-        )
-        pool = arrays.empty((nbytes,), np.uint8, streams)
-        scratch_pointer = pool.data.ptr
+    # The pool's memory may be handed out again at once: on this stream, behind the launches.
+    nbytes = plan.blocks_scratch_nbytes(row_num, column_num, block_size)
+    scratch_pointer, _ = pack.scratch_memory(memory, nbytes, [source, *targets.values()], streams)
     launches = plan.block_launches(
         source.pointer, column_num, row_num, block_size, pointers, scratch_pointer
     )
     launch.run(launches, given, device, streams)
     return out
+
+
+def write_lists(
+    columns: Any,
+    row_num: int,
+    block_size: tuple[int, int],
+    lists: Blocks,
+    scratch: int,
+    stream: int,
+) -> None:
+    """Check the columns and write their lists, as `to_blocks` does, to memory that is not checked.
+
+    lists and scratch point to memory of the plan's sizes, and stream is of the columns' device: a
+    caller that has just made them need not pay for questions about them.
+    """
+    device = arrays.current_device()
+    streams = arrays.streams_of(stream)
+    source = forms.columns_on_gpu(columns, streams)
+    if source.device != device:
+        with cupy.cuda.Device(source.device):
+            return write_lists(columns, row_num, block_size, lists, scratch, stream)
+    launches = plan.block_launches(
+        source.pointer, source.shape[-2], row_num, block_size, lists, scratch
+    )
+    launch.run(launches, [source], device, streams)
 
 
 def _targets(out: Blocks, streams: Streams) -> dict[str, GpuArray]:
@@ -102,27 +122,27 @@ def _targets(out: Blocks, streams: Streams) -> dict[str, GpuArray]:
     return {name: launch.on_gpu(array, name, streams) for name, array in named.items()}
 
 
-def _new_blocks(shapes: Blocks, streams: Streams) -> Blocks:
-    """Allocate all eight arrays at once, each from a 16-byte boundary on."""
+def list_starts(shapes: Blocks) -> list[int]:
+    """Return where each list starts in one piece of memory, and where it ends, in 32-bit words.
+
+    Each from a 16-byte boundary on.
+    """
     starts = [0]
     for shape in shapes:
-        starts.append(starts[-1] + -(-4 * math.prod(shape) // 16) * 16)
-    memory = launch.new_result((starts[-1],), np.uint8, streams).data
+        starts.append(starts[-1] + -(-math.prod(shape) // 4) * 4)
+    return starts
+
+
+def _new_blocks(shapes: Blocks, streams: Streams) -> Blocks:
+    """Allocate all eight arrays at once."""
+    *starts, end = list_starts(shapes)
+    memory = launch.new_result((end,), np.int32, streams).data
     return Blocks(
         *(
-            cupy.ndarray(shape, np.int32, memory + start)
-            for shape, start in zip(shapes, starts, strict=False)
+            cupy.ndarray(shape, np.int32, memory + 4 * start)
+            for shape, start in zip(shapes, starts, strict=True)
         )
     )
-
-
-def _check_scratch(memory: GpuArray, nbytes: int) -> None:
-    if memory.nbytes < nbytes or not memory.contiguous or not memory.writable or memory.pointer % 8:
-        raise ValueError(
-            "scratch must be writable, contiguous, 8-byte aligned and of at least "
-            f"{nbytes} bytes, got {memory.nbytes} bytes at {memory.pointer:#x}, "
-            f"contiguous={memory.contiguous}, writable={memory.writable}"
-        )
 
 
 def _forbid_overlaps(named: dict[str, GpuArray]) -> None:

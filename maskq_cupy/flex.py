@@ -40,25 +40,30 @@ def block_mask(
     Returns:
         BlockMask of shape (1, 1, Q, N), with the lists for the forward and the backward pass.
 
-    Two launches on torch's current stream; no synchronisation. All memory is torch's, so that a
-    ``torch.cuda.graph`` captures it after one call outside.
+    Two launches on torch's current stream; no synchronisation; one allocation, of which all lists
+    are parts. All memory is torch's, so that a ``torch.cuda.graph`` captures it after one call
+    outside.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    from maskq_cupy.blocks import to_blocks  # imports CuPy
+    from maskq_cupy.blocks import list_starts, write_lists  # imports CuPy
 
     tensor = _on_gpu(columns, "columns")
     row_num = checks.check_int(q_token_num, "q_token_num")
     column_num = checks.check_columns_form(_dtype(tensor), tensor.shape)
     block_size = checks.check_block_size(block_size)
     shapes = plan.block_shapes(*plan.tile_grid(row_num, column_num, block_size))
-    blocks = Blocks(*(_empty(shape, torch.int32, tensor) for shape in shapes))
-    nbytes = plan.blocks_scratch_nbytes(row_num, column_num, block_size)
-    scratch = _empty((nbytes,), torch.uint8, tensor)
-    stream = torch.cuda.current_stream(tensor.device)
-    to_blocks(tensor, row_num, block_size, out=blocks, scratch=scratch, stream=stream)
-    return as_block_mask(blocks, tensor, row_num, block_size)
+    *starts, end = list_starts(shapes)
+    # Behind the lists, which take 128 bits a tile, 2 of scratch: not worth their own allocation.
+    words = end + plan.blocks_scratch_nbytes(row_num, column_num, block_size) // 4
+    memory = torch.empty(words, dtype=torch.int32, device=tensor.device)
+    first = memory.data_ptr()
+    pointers = Blocks(*[first + 4 * start for start in starts])
+    scratch = first + 4 * end
+    write_lists(tensor, row_num, block_size, pointers, scratch, _current_stream(tensor))
+    lists = Blocks(*[_part(memory, *part) for part in zip(starts, shapes, strict=True)])
+    return _of_lists(lists, tensor, row_num, block_size)
 
 
 def packed_block_mask(
@@ -89,14 +94,15 @@ def packed_block_mask(
 
     cuts_k = _on_gpu(cu_seqlens_k, "cu_seqlens_k")
     column_num = checks.check_int(kv_token_num, "kv_token_num")
-    columns = _empty((column_num, 2), torch.int32, cuts_k)
+    columns = torch.empty((column_num, 2), dtype=torch.int32, device=cuts_k.device)
     scratch = None
     if rule.get("attn_mask_kv") is not None:
         intervals = rule["attn_mask_kv"] = _on_gpu(rule["attn_mask_kv"], "attn_mask_kv")
-        scratch = _empty((plan.scratch_nbytes(intervals.numel() // 2),), torch.uint8, cuts_k)
+        nbytes = plan.scratch_nbytes(intervals.numel() // 2)
+        scratch = torch.empty(nbytes, dtype=torch.uint8, device=cuts_k.device)
     get_attn_mask_q(
         cu_seqlens_q, cuts_k, kv_token_num=column_num, out=columns, scratch=scratch,
-        stream=torch.cuda.current_stream(cuts_k.device), **rule,
+        stream=_current_stream(cuts_k), **rule,
     )  # fmt: skip
     return block_mask(columns, q_token_num, block_size)
 
@@ -115,12 +121,18 @@ def as_block_mask(
 
     No launch, no copy.
     """
-    tensor = _tensor(columns)
+    lists = Blocks(*map(_tensor, blocks))
+    return _of_lists(lists, _tensor(columns), q_token_num, checks.check_block_size(block_size))
+
+
+def _of_lists(
+    lists: Blocks, columns: Any, q_token_num: int, block_size: tuple[int, int]
+) -> BlockMask:
     return BlockMask(
-        seq_lengths=(q_token_num, tensor.shape[-2]),
-        **{name: _tensor(array) for name, array in blocks._asdict().items()},
-        BLOCK_SIZE=checks.check_block_size(block_size),
-        mask_mod=mask_mod(tensor),
+        seq_lengths=(q_token_num, columns.shape[-2]),
+        **lists._asdict(),
+        BLOCK_SIZE=block_size,
+        mask_mod=mask_mod(columns),
     )
 
 
@@ -145,5 +157,14 @@ def _dtype(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _empty(shape: tuple[int, ...], dtype: Any, like: Any) -> Any:
-    return torch.empty(shape, dtype=dtype, device=like.device)
+def _current_stream(tensor: Any) -> int:
+    """Return the pointer of torch's current stream on the tensor's device."""
+    return torch._C._cuda_getCurrentRawStream(tensor.get_device())
+
+
+def _part(memory: Any, start: int, shape: tuple[int, ...]) -> Any:
+    """Return memory from an element on as a contiguous tensor, at the cost of one call of torch."""
+    strides = [1]
+    for length in reversed(shape[1:]):
+        strides.append(strides[-1] * (length or 1))
+    return memory.as_strided(shape, strides[::-1], start)

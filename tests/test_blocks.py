@@ -366,6 +366,17 @@ def test_gpu_capture_refuses_to_allocate(cupy, missing):
 
 
 @pytest.mark.gpu
+def test_gpu_capture_without_rows_needs_no_scratch(cupy):
+    columns = cupy.zeros((9, 2), np.int32)
+    out = maskq_cupy.to_blocks(columns, 0)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        assert maskq_cupy.to_blocks(columns, 0, out=out) is out
+        stream.end_capture()
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(("change", "kind", "message"), BAD)
 def test_gpu_bad_arguments(cupy, change, kind, message):
     arguments = {"columns": COLUMNS, "q_token_num": 3} | change
@@ -393,5 +404,9 @@ def test_gpu_bad_arrays(cupy):
         maskq_cupy.to_blocks(columns, 300, out=out._replace(q_indices=out.kv_indices))
     with pytest.raises(ValueError, match=r"scratch must be .* at least 24 bytes, got 16 bytes"):
         maskq_cupy.to_blocks(columns, 300, scratch=cupy.empty(16, np.uint8))
-    with pytest.raises(ValueError, match="must not overlap"):
+    with pytest.raises(ValueError, match=r"scratch must be .* 16-byte aligned"):
+        maskq_cupy.to_blocks(columns, 300, scratch=cupy.empty(64, np.uint8)[8:])
+    with pytest.raises(ValueError, match="scratch must not overlap"):
         maskq_cupy.to_blocks(columns, 300, scratch=columns)
+    with pytest.raises(ValueError, match="scratch must not overlap"):
+        maskq_cupy.to_blocks(columns, 300, out=out, scratch=out.q_indices)

@@ -1,11 +1,14 @@
 """FlexAttention with our BlockMask: the CPU with the reference's lists, a GPU with all of it."""
 
+import re
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from strategies import cuts
+from test_tree import paths_alone
 
+import maskq_cupy
 from maskq_cupy import reference
 
 torch = pytest.importorskip("torch", reason="torch is not installed: flex is not tested")
@@ -111,6 +114,22 @@ def test_compiled_on_the_cpu_reads_the_lists(compiled_on_cpu):
     assert not torch.allclose(result, attend_dense(q, k, v, columns), atol=0.1)
 
 
+# Two trees: a cached prompt, of keys alone, with two answers and a third that goes on from the
+# second; a prompt with two answers.
+TREES = np.array([-1, 0, 0, 2, -1, 4, 4], np.int32)
+TREES_Q, TREES_K = cuts([0, 70, 40, 130, 150, 33, 64]), cuts([200, 70, 40, 130, 150, 33, 64])
+
+
+def test_compiled_on_the_cpu_trees_are_as_each_path_alone(compiled_on_cpu):
+    columns = reference.tree_attn_mask_q(TREES, TREES_Q, TREES_K)
+    row_num = int(TREES_Q[-1])
+    inputs = [x.detach() for x in queries_keys_values(row_num, len(columns))]
+    mask = flex.as_block_mask(reference.to_blocks(columns, row_num), columns, row_num)
+    packed = compiled_on_cpu(*inputs, block_mask=mask)
+    rows, alone = paths_alone(torch, *inputs, TREES, TREES_Q, TREES_K)
+    torch.testing.assert_close(packed[..., rows, :], alone, atol=1e-5, rtol=1e-5)
+
+
 def test_host_arrays_are_refused_with_a_way_out():
     pytest.importorskip("cupy")
     columns, row_num = mask_of("documents")
@@ -160,14 +179,57 @@ def test_gpu_lists(name, block_size):
             np.testing.assert_array_equal(getattr(mask, field).cpu(), array, err_msg=field)
 
 
-def assert_as_dense(compiled, mask, columns, row_num):
-    """Compare results and gradients with those of dense attention."""
-    inputs = queries_keys_values(row_num, len(columns), "cuda")
-    result = compiled(*inputs, block_mask=mask)
+@pytest.mark.gpu
+@pytest.mark.parametrize("column_num", [0, 5, 1000])
+@pytest.mark.parametrize("row_num", [0, 5, 700])
+def test_gpu_lists_lie_as_torchs_own(row_num, column_num):
+    """Parts of one allocation, of the strides and the alignment that compiled code relies on."""
+    columns = torch.zeros(column_num, 2, dtype=torch.int32, device="cuda")
+    mask = flex.block_mask(columns, row_num)
+    lists = {field: getattr(mask, field) for field in reference.Blocks._fields}
+    for field, part in lists.items():
+        assert part.stride() == torch.empty(part.shape).stride(), field
+        assert part.data_ptr() % 16 == 0, field
+    assert len({part.untyped_storage().data_ptr() for part in lists.values()}) == 1
+
+
+@pytest.mark.gpu
+def test_gpu_refuses_what_no_kernel_reads():
+    good = torch.zeros(8, 2, dtype=torch.int32, device="cuda")
+    wide = torch.zeros(8, 4, dtype=torch.int32, device="cuda")
+    for columns, row_num, block_size, message in (
+        (wide, 8, 128, "columns must be int32 of shape (N, 2) or (1, 1, N, 2), got int32 of shape"),
+        (good.long(), 8, 128, "columns must be int32 of shape (N, 2) or (1, 1, N, 2), got int64"),
+        (wide[:, :2], 8, 128, "columns must be C-contiguous, got a strided view"),
+        (wide.view(-1)[1:17].view(8, 2), 8, 128, "columns must be 8-byte aligned, got address 0x"),
+        (good, -1, 128, "q_token_num must be in [0, 2**31 - 1], got -1"),
+        (good, 8, (128, 0), "block_size must be in [1, 2**31 - 1], got 0"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+            flex.block_mask(columns, row_num, block_size)
+
+
+@pytest.mark.gpu
+def test_gpu_on_a_device_that_is_not_the_current_one():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    columns, row_num = mask_of("documents")
+    expected = reference.to_blocks(columns, row_num)
+    cu = torch.as_tensor(cuts(PACKS["documents"][0]), device="cuda:1")
+    by_columns = flex.block_mask(torch.as_tensor(columns, device="cuda:1"), row_num)
+    for mask in (by_columns, flex.packed_block_mask(cu, cu, row_num, len(columns))):
+        assert torch.cuda.current_device() == 0
+        for field, array in expected._asdict().items():
+            part = getattr(mask, field)
+            assert part.device == cu.device
+            np.testing.assert_array_equal(part.cpu(), array, err_msg=field)
+
+
+def assert_same(result, expected, inputs):
+    """Compare results and gradients."""
     torch.manual_seed(1)
     upstream = torch.randn_like(result)
     gradients = torch.autograd.grad(result, inputs, upstream)
-    expected = attend_dense(*inputs, columns)
     expected_gradients = torch.autograd.grad(expected, inputs, upstream)
     for got, right in zip((result, *gradients), (expected, *expected_gradients), strict=True):
         torch.testing.assert_close(got, right, atol=2e-2, rtol=2e-2)  # tf32 in the kernels
@@ -177,7 +239,9 @@ def assert_as_dense(compiled, mask, columns, row_num):
 @pytest.mark.parametrize("name", MASKS)
 def test_gpu_forward_and_backward(compiled, name):
     columns, row_num = mask_of(name)
-    assert_as_dense(compiled, packed_mask(name), columns, row_num)
+    inputs = queries_keys_values(row_num, len(columns), "cuda")
+    result = compiled(*inputs, block_mask=packed_mask(name))
+    assert_same(result, attend_dense(*inputs, columns), inputs)
 
 
 @pytest.mark.gpu
@@ -194,12 +258,19 @@ def test_gpu_documents_are_as_each_alone(compiled):
         for start, end in pairwise(cu)
         if start < end
     ]
-    expected = torch.cat(alone, dim=2)
-    upstream = torch.randn_like(result)
-    gradients = torch.autograd.grad(result, inputs, upstream)
-    expected_gradients = torch.autograd.grad(expected, inputs, upstream)
-    for got, right in zip((result, *gradients), (expected, *expected_gradients), strict=True):
-        torch.testing.assert_close(got, right, atol=2e-2, rtol=2e-2)
+    assert_same(result, torch.cat(alone, dim=2), inputs)
+
+
+@pytest.mark.gpu
+def test_gpu_trees_are_as_each_path_alone(compiled):
+    """Forward and backward: a token of many paths gets the gradients of all of them."""
+    given = [torch.as_tensor(array, device="cuda") for array in (TREES, TREES_Q, TREES_K)]
+    row_num, column_num = int(TREES_Q[-1]), int(TREES_K[-1])
+    columns = maskq_cupy.tree_attn_mask_q(*given, column_num)
+    inputs = queries_keys_values(row_num, column_num, "cuda")
+    packed = compiled(*inputs, block_mask=flex.block_mask(columns, row_num))
+    rows, alone = paths_alone(torch, *inputs, TREES, TREES_Q, TREES_K)
+    assert_same(packed[..., rows, :], alone, inputs)
 
 
 @pytest.mark.gpu
