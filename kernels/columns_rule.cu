@@ -69,7 +69,7 @@ struct RuleColumns {
     }
 };
 
-extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void columns_rule(
+extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_rule(
     const unsigned* cu_seqlens_q,  // (>= batch + 1,) words of stride q_stride
     const unsigned* cu_seqlens_k,  // (batch + 1,) words of stride k_stride
     unsigned q_stride,             // 1 for int32, 2 for int64

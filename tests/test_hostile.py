@@ -23,7 +23,7 @@ PACKS = int(os.environ.get("MASKQ_HOSTILE_PACKS", "0"))  # 0: as many as each te
 
 
 def hostile_pack(rng, tokens):
-    """Return a pack of up to `tokens` rows and columns; its sequences fill a warp's window or not."""
+    """Return a pack of up to `tokens` rows and columns, of few to many sequences."""
     batch = int(rng.choice([0, 1, 2, 31, 32, 33, 64, 1023, 1025, tokens]))
     q, k = (hostile_cuts(rng, batch, int(rng.integers(0, tokens + 1))) for _ in range(2))
     column_num = int(rng.integers(1, tokens + 1))
@@ -94,8 +94,7 @@ def test_on_the_cpu(builds, sanitizer, count):
     left = PACKS or count
     while left:
         packs = [
-            hostile_pack(rng, int(rng.choice([1, 40, 600, 2000])))
-            for _ in range(min(left, 100))
+            hostile_pack(rng, int(rng.choice([1, 40, 600, 2000]))) for _ in range(min(left, 100))
         ]
         calls.run(executable, packs, timeout=120)
         left -= len(packs)

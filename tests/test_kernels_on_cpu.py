@@ -55,7 +55,7 @@ def rows_far_from_columns():
 
 
 def tile_edges():
-    """Packs whose rows, columns and sequences end around tiles, windows of sequences, warps and groups."""
+    """Packs whose rows, columns and sequences end around tiles, warps and groups."""
     tile, warp = emulator.TILE, emulator.WARP
     for tokens in (1, 2, 31, 32, 33, 127, 128, 129, tile - 1, tile, tile + 1, 3 * tile + 1):
         lens = cuts([tokens])

@@ -168,7 +168,8 @@ def test_kernel_on_random_trees(builds, sanitizer, count):
 def level_edges():
     """Forests of one, two and three levels, cut around runs, with subtrees of every reach."""
     rng = np.random.default_rng(9)
-    for num in (1, 31, 32, 33, 1023, 1024, 1025, FEW_SEGMENTS, FEW_SEGMENTS + 1, 5000, 32 * 1024 + 33):
+    edge = FEW_SEGMENTS
+    for num in (1, 31, 32, 33, edge, edge + 1, 1023, 1024, 1025, 5000, 32 * 1024 + 33):
         ones, segment = cuts(np.ones(num, int)), np.arange(num)
         chain, star = segment - 1, np.where(segment == 0, -1, 0)
         comb = np.where(segment % 2 == 1, segment - 1, segment - 2)  # a leaf at each of a chain
