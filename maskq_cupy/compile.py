@@ -117,13 +117,13 @@ def compile_sources(arch: int) -> dict[str, str]:
 
 # Each kernel's file, and its parameters as a struct's format: P pointer, i int, I unsigned.
 _KERNELS = {
-    "columns_rule": ("columns_rule.cu", "PPiiIIIIPII"),
-    "row_staircases": ("columns_intervals.cu", "PPiiIPiIIPPP"),
+    "columns_rule": ("columns_rule.cu", "PPIIIIIIPII"),
+    "row_staircases": ("columns_intervals.cu", "PPIIIPiIIPPP"),
     "columns_of_staircases": ("columns_intervals.cu", "PPPIIIPII"),
-    "columns_of_few_rows": ("columns_intervals.cu", "PPiiIPiIPI"),
-    "excess_of_rows": ("excess.cu", "PPiiIPiIIPPPPP"),
-    "segment_minima": ("columns_tree.cu", "PiIP"),
-    "columns_tree": ("columns_tree.cu", "PPiiIPiPPII"),
+    "columns_of_few_rows": ("columns_intervals.cu", "PPIIIPiIPI"),
+    "excess_of_rows": ("excess.cu", "PPIIIPiIIPPPPP"),
+    "segment_minima": ("columns_tree.cu", "PIIP"),
+    "columns_tree": ("columns_tree.cu", "PPIIIPIPPII"),
     "column_tile_lists": ("tile_lists.cu", "PIIIIIPPPPP"),
     "row_tile_lists": ("tile_lists.cu", "PIIPPPP"),
     "four_columns": ("forms.cu", "PIiP"),
