@@ -140,6 +140,13 @@ struct ColumnTile {
     int column_first, column_last;
     unsigned first_tile, last_tile;
     __device__ bool is_near() const { return last_tile - first_tile < NEAR_TILES; }
+
+    // Where a step lies among the columns: at the first of them if in front of it, behind the last if
+    // behind it.
+    __device__ int place(int step) const
+    {
+        return min(max(step, column_first), column_last + 1) - column_first;
+    }
 };
 
 // Marks, at the column where each step lies, how many rows there are up to the step's last: the
@@ -155,11 +162,11 @@ __device__ void mark_steps(const Staircase<ENDS>& stairs, const ColumnTile& here
         int next = __shfl_down_sync(FULL_MASK, step.at[0], 1);
         if (lane == WARP_THREADS - 1) next = NO_ROW;
         if (next <= here.column_first || step.at[0] > here.column_last) continue;
+        int at = here.place(step.at[0]);
         for (int i = 0; i < PER_THREAD; ++i) {
-            int after = i + 1 < PER_THREAD ? step.at[i + 1] : next;
-            // Of the steps in front of the columns, only the last counts.
-            if (step.at[i] != after && after > here.column_first && step.at[i] <= here.column_last)
-                atomicMax(marks + (max(step.at[i], here.column_first) - here.column_first), rows + i + 1);
+            int next_at = here.place(i + 1 < PER_THREAD ? step.at[i + 1] : next);
+            if (at < next_at) atomicMax(marks + at, rows + i + 1);
+            at = next_at;
         }
     }
 }

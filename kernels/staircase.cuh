@@ -21,25 +21,20 @@
 
 #define GROUPS (TILE / 2)  // most groups of row tiles: a block scans their edges like a tile
 
-// Running maximum of v over the warp's lanes up to this one.
+// Running maximum of v over the warp's lanes up to this one. Where there is no lane at a distance, a
+// shuffle returns the lane's own value.
 __device__ int warp_running_max(int v)
 {
-    unsigned lane = threadIdx.x % WARP_THREADS;
-    for (unsigned distance = 1; distance < WARP_THREADS; distance *= 2) {
-        int other = __shfl_up_sync(FULL_MASK, v, distance);
-        if (lane >= distance) v = max(v, other);
-    }
+    for (unsigned distance = 1; distance < WARP_THREADS; distance *= 2)
+        v = max(v, __shfl_up_sync(FULL_MASK, v, distance));
     return v;
 }
 
 // Running minimum of v over the warp's lanes from this one on.
 __device__ int warp_running_min_from_right(int v)
 {
-    unsigned lane = threadIdx.x % WARP_THREADS;
-    for (unsigned distance = 1; distance < WARP_THREADS; distance *= 2) {
-        int other = __shfl_down_sync(FULL_MASK, v, distance);
-        if (lane + distance < WARP_THREADS) v = min(v, other);
-    }
+    for (unsigned distance = 1; distance < WARP_THREADS; distance *= 2)
+        v = min(v, __shfl_down_sync(FULL_MASK, v, distance));
     return v;
 }
 

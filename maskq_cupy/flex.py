@@ -1,6 +1,7 @@
 """FlexAttention's BlockMask from columns, on torch's current stream and in torch's memory."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -47,22 +48,19 @@ def block_mask(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    from maskq_cupy.blocks import list_starts, write_lists  # imports CuPy
+    from maskq_cupy.blocks import write_lists  # imports CuPy
 
     tensor = _on_gpu(columns, "columns")
     row_num = checks.check_int(q_token_num, "q_token_num")
     column_num = checks.check_columns_form(_dtype(tensor), tensor.shape)
     block_size = checks.check_block_size(block_size)
-    shapes = plan.block_shapes(*plan.tile_grid(row_num, column_num, block_size))
-    *starts, end = list_starts(shapes)
-    # Behind the lists, which take 128 bits a tile, 2 of scratch: not worth their own allocation.
-    words = end + plan.blocks_scratch_nbytes(row_num, column_num, block_size) // 4
+    parts, scratch_start, words = _layout(row_num, column_num, block_size)
     memory = torch.empty(words, dtype=torch.int32, device=tensor.device)
     first = memory.data_ptr()
-    pointers = Blocks(*[first + 4 * start for start in starts])
-    scratch = first + 4 * end
+    pointers = Blocks(*[first + 4 * start for _, _, start in parts])
+    scratch = first + 4 * scratch_start
     write_lists(tensor, row_num, block_size, pointers, scratch, _current_stream(tensor))
-    lists = Blocks(*[_part(memory, *part) for part in zip(starts, shapes, strict=True)])
+    lists = Blocks(*[memory.as_strided(*part) for part in parts])
     return _of_lists(lists, tensor, row_num, block_size)
 
 
@@ -162,9 +160,29 @@ def _current_stream(tensor: Any) -> int:
     return torch._C._cuda_getCurrentRawStream(tensor.get_device())
 
 
-def _part(memory: Any, start: int, shape: tuple[int, ...]) -> Any:
-    """Return memory from an element on as a contiguous tensor, at the cost of one call of torch."""
+Part = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides and start of a tensor
+
+
+@lru_cache
+def _layout(
+    row_num: int, column_num: int, block_size: tuple[int, int]
+) -> tuple[list[Part], int, int]:
+    """Return the lists' parts of one piece of memory, where its scratch starts, and its length.
+
+    In 32-bit words. Known by its numbers alone, which most calls repeat.
+    """
+    from maskq_cupy.blocks import list_starts  # imports CuPy
+
+    shapes = plan.block_shapes(*plan.tile_grid(row_num, column_num, block_size))
+    *starts, end = list_starts(shapes)
+    parts = [(shape, _strides(shape), start) for shape, start in zip(shapes, starts, strict=True)]
+    # Behind the lists, which take 128 bits a tile, 2 of scratch: not worth their own allocation.
+    return parts, end, end + plan.blocks_scratch_nbytes(row_num, column_num, block_size) // 4
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides that torch.empty gives a tensor of that shape."""
     strides = [1]
     for length in reversed(shape[1:]):
         strides.append(strides[-1] * (length or 1))
-    return memory.as_strided(shape, strides[::-1], start)
+    return tuple(strides[::-1])

@@ -2,7 +2,7 @@
 //
 //   fill                 a thread writes two columns, 16 bytes; 8 * N bytes
 //   read_and_fill        it first reads as much; 16 * N bytes
-//   fill_after_load      it first waits for a word that another thread has loaded: what any lookup costs
+//   fill_after_loads     it first waits for loads of which each needs the one before: what lookups cost
 //   empty                nothing: a launch
 //   first_of_two,        nothing, and the second may begin while the first runs, if it is launched so:
 //   second_of_two        the least that two dependent launches cost
@@ -34,12 +34,11 @@ extern "C" __global__ void read_and_fill(const int4* in, int4* out, unsigned pai
     out[i] = make_int4(pair.x + 1, pair.y, pair.z, pair.w);
 }
 
-extern "C" __global__ void fill_after_load(const int* words, int4* out, unsigned pair_num)
+extern "C" __global__ void fill_after_loads(
+    const int* words, unsigned loads, int4* out, unsigned pair_num)
 {
-    __shared__ int staged[2];
-    if (threadIdx.x < 2) staged[threadIdx.x] = words[threadIdx.x];
-    __syncthreads();
-    int word = staged[threadIdx.x % 2];
+    int word = threadIdx.x % 32;
+    for (unsigned load = 0; load < loads; ++load) word = words[word];
     unsigned i = thread_of_grid();
     if (i < pair_num) out[i] = make_int4(word, i, i, i);
 }

@@ -33,9 +33,9 @@ def read_and_fill(source, out):
     launch("read_and_fill", pairs, source, out, np.uint32(pairs))
 
 
-def fill_after_load(words, out):
+def fill_after_loads(words, loads, out):
     pairs = out.nbytes // 16
-    launch("fill_after_load", pairs, words, out, np.uint32(pairs))
+    launch("fill_after_loads", pairs, words, np.uint32(loads), out, np.uint32(pairs))
 
 
 def published(cu, intervals, out):
@@ -87,10 +87,10 @@ def causal_by(torch):
 
     def columns(cu_seqlens_q, cu_seqlens_k, n):
         column = torch.arange(n, dtype=torch.int32, device=cu_seqlens_q.device)
-        b = torch.searchsorted(cu_seqlens_k[1:], column, right=True)
-        b = b.clamp(max=len(cu_seqlens_k) - 2)  # compiled, it may point behind the last sequence
-        q_end = cu_seqlens_q[1:][b]
-        rows_from_ute = (cu_seqlens_k[1:][b] - column).clamp(max=q_end - cu_seqlens_q[b])
+        next_b = torch.searchsorted(cu_seqlens_k, column, right=True)
+        q_end = cu_seqlens_q[next_b]
+        q_len = q_end - cu_seqlens_q[next_b - 1]
+        rows_from_ute = (cu_seqlens_k[next_b] - column).clamp(max=q_len)
         return torch.stack([q_end, q_end - rows_from_ute], dim=1)
 
     return columns

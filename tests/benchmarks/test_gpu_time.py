@@ -73,13 +73,18 @@ def test_read_and_fill(measure, n):
     assert (outs[-1, 1::2].get() == sources[-1, 1::2].get()).all()
 
 
+@pytest.mark.parametrize("loads", [1, 2])
 @pytest.mark.parametrize("n", FEW)
-def test_fill_after_load(measure, n):
+def test_fill_after_loads(measure, n, loads):
     outs = new_outs(n)
-    words = cupy.asarray([5, 7], np.int32)
-    sample = timing.rotating_sample(lambda i: baselines.fill_after_load(words, outs[i]), len(outs))
-    measure("fill after a load and a barrier", sample, n=n, bytes=8 * n, against="fill")
-    assert set(outs[-1, ::2, 0].get()) == {5, 7}
+    # Each load of a warp is of 32 words that no load before has touched.
+    words = cupy.asarray(np.arange(64) + 32, np.int32)
+    sample = timing.rotating_sample(
+        lambda i: baselines.fill_after_loads(words, loads, outs[i]), len(outs)
+    )
+    what = f"fill after {loads} dependent load{'s' if loads > 1 else ''}"
+    measure(what, sample, n=n, bytes=8 * n, against="fill")
+    assert set(outs[-1, ::2, 0].get()) == set(range(32 * loads, 32 * loads + 32))
 
 
 @pytest.mark.parametrize("n", FEW)

@@ -149,6 +149,15 @@ def test_torch_in_and_out(measure, torch, pack):
     check(pack, call())
 
 
+def test_bare_launch_and_torch_empty(measure, torch, pack):
+    """The least that a launch on torch's memory costs."""
+    out = new_columns(N)
+    launch = bare_rule_launch(pack, out)
+    call = lambda: (torch.empty((N, 2), dtype=torch.int32, device="cuda"), launch())  # noqa: E731
+    measure("bare launch + torch.empty", timing.host_sample(call), n=N, b=B)
+    check(pack, out)
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_torch_operators(measure, torch, pack, compiled):
     q, k = on_torch(torch, pack.cu, pack.cu)
