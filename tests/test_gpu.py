@@ -291,13 +291,41 @@ def test_capture_refuses(cupy, message, change):
     assert (cupy.asnumpy(result) == n).all()
 
 
-def test_other_device(cupy):
+@pytest.fixture
+def second(cupy):
     if cupy.cuda.runtime.getDeviceCount() < 2:
         pytest.skip("one GPU")
+    return cupy.cuda.Device(1)
+
+
+def test_every_function_on_another_device(cupy, second):
+    """The current device is not the data's, and stays current."""
+    q, mask, parent = np.array([0, 2, 5]), np.array([[0, 1], [0, 2]] * 2 + [[1, 3]]), [-1, 0]
+    columns = reference.get_attn_mask_q(q, q, mask)
+    with second:
+        on_second = [cupy.asarray(array) for array in (q, mask, parent, columns)]
+    q_there, mask_there, parent_there, columns_there = on_second
+    blocks = maskq_cupy.to_blocks(columns_there, 5, 2)
+    for result, expected in (
+        (maskq_cupy.get_attn_mask_q(q_there, q_there, mask_there), columns),
+        (maskq_cupy.tree_attn_mask_q(parent_there, q_there, q_there),
+         reference.tree_attn_mask_q(parent, q, q)),
+        (maskq_cupy.excess_pairs(q_there, q_there, mask_there),
+         reference.excess_pairs(q, q, mask)),
+        (maskq_cupy.to_four_columns(columns_there, 5), reference.to_four_columns(columns, 5)),
+        (maskq_cupy.to_dense(columns_there, 5), reference.to_dense(columns, 5)),
+        *zip(blocks, reference.to_blocks(columns, 5, 2), strict=True),
+    ):  # fmt: skip
+        assert result.device == second
+        assert cupy.cuda.runtime.getDevice() == 0
+        np.testing.assert_array_equal(cupy.asnumpy(result), expected)
+
+
+def test_random_packs_on_another_device(cupy, second):
     rng = np.random.default_rng(12)
     for _ in range(20):
         pack = random_pack(rng)
-        with cupy.cuda.Device(1):
+        with second:
             arrays = on_gpu(cupy, pack)
         result = maskq_cupy.get_attn_mask_q(*arrays, pack.kv_token_num, **pack.rule)
         assert result.device.id == 1
