@@ -218,9 +218,15 @@ __device__ ColumnSpan span_of(unsigned tile, const int2* columns, unsigned colum
 }
 
 // Looks up the tiles of rows whose steps lie among the columns, a warp for each end of each staircase.
+// Few tiles are near as they are, and need no search.
 __device__ void find_near(
     const Staircase<true>& up, const Staircase<false>& low, ColumnSpan span, unsigned (&near)[4])
 {
+    unsigned tile_num = up.stored.tile_num();
+    if (tile_num <= NEAR_TILES) {
+        if (threadIdx.x < 4) near[threadIdx.x] = threadIdx.x / 2 * (tile_num - 1);
+        return;
+    }
 #pragma unroll 1
     for (unsigned job = warp_of_block(); job < 4; job += WARPS) {
         int column = job / 2 ? span.last : span.first;

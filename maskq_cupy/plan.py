@@ -153,7 +153,7 @@ def excess_launches(
 def tree_scratch_nbytes(segment_num: int) -> int:
     """Return the bytes of scratch memory that a tree of so many segments needs.
 
-    An eighth of a byte a segment or so; none where they are no more than a few thousand.
+    An eighth of a byte a segment or so; none up to 2,048 segments.
 
     >>> tree_scratch_nbytes(2048), tree_scratch_nbytes(100_000)
     (0, 12908)

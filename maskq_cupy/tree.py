@@ -36,7 +36,7 @@ def tree_attn_mask_q(
             GPU, which waits for it.
         out: int32, shape (N, 2) or (1, 1, N, 2), C-contiguous, on the GPU; is what is returned.
         scratch: any contiguous GPU array of at least ``tree_scratch_nbytes(B)`` bytes, which is 0
-            up to some thousands of segments; allocated if None. Needed in a graph capture only.
+            up to 2,048 segments; allocated if None. Needed in a graph capture only.
         stream: the launch stream, as in ``get_attn_mask_q``.
         validate: check the values on the GPU too, at the cost of a wait.
 
