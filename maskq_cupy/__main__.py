@@ -253,7 +253,10 @@ def _doctor(options: argparse.Namespace) -> int:
     print(f"driver   {'for CUDA ' + _version(driver) if driver else 'no NVIDIA driver found'}")
     try:
         cupy = require_cupy()
-    except ImportError:
+    except ImportError as error:
+        if isinstance(error.__context__, OSError):
+            print("CuPy     found, not imported")
+            return _install(f"a folder for its kernels: {error}")
         print("CuPy     not found")
         return _install(_extra(driver))
     built_for = cupy.cuda.runtime.runtimeGetVersion()

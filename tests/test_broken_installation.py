@@ -85,8 +85,12 @@ def test_no_nvrtc_in_a_call():
 def test_cache_folder_that_cannot_be_made(tmp_path):
     pytest.importorskip("cupy")
     (tmp_path / "file").touch()
-    line = printed(CALL, CUPY_CACHE_DIR=str(tmp_path / "file" / "cache"))[0]
+    folder = str(tmp_path / "file" / "cache")
+    line = printed(CALL, CUPY_CACHE_DIR=folder)[0]
     assert line.startswith(f"ImportError: {NO_CACHE}[Errno 20] Not a directory: ")
+    doctor = "from maskq_cupy import __main__; __main__.main(['doctor'])"
+    *_, missing = printed(doctor, CUPY_CACHE_DIR=folder)
+    assert missing.startswith(f"Missing: a folder for its kernels: {NO_CACHE}[Errno 20]")
 
 
 @pytest.mark.parametrize("kind", [PermissionError(13, "Permission denied"), OSError(28, "Full")])

@@ -291,6 +291,14 @@ def test_capture_refuses(cupy, message, change):
     assert (cupy.asnumpy(result) == n).all()
 
 
+def test_out_of_jax_is_refused(cupy):
+    """JAX takes its arrays for constants."""
+    out = to_jax(np.zeros((3, 2), np.int32))
+    q = cupy.asarray([0, 3], np.int32)
+    with pytest.raises(ValueError, match=r"^out must be writable, got a read-only "):
+        maskq_cupy.get_attn_mask_q(q, q, out=out)
+
+
 @pytest.fixture
 def second(cupy):
     if cupy.cuda.runtime.getDeviceCount() < 2:
