@@ -10,6 +10,7 @@
 // no address depends on one, so that any bits whatever in the arrays give some columns.
 
 #include "columns.cuh"
+#include "overlap.cuh"
 #include "staircase.cuh"
 
 #ifndef NEAR_TILES
@@ -20,22 +21,6 @@
 #endif
 
 #define FEW_TILES (1 << FEW_TILES_SHIFT)
-
-// Programmatic dependent launch: the second launch begins while the first still runs, and waits for
-// its end, and for what it wrote, where it first reads that. Elsewhere launches run one by one.
-__device__ void let_next_launch_begin()
-{
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-
-__device__ void wait_for_launch_before()
-{
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 __device__ void store_four(int* staircase, unsigned row, unsigned row_num, const Four& v)
 {

@@ -17,23 +17,40 @@
 //                             UTE      0  1  2  3  4
 //                             LTS      5  5  4  4  5
 //
-//   segment_minima   a block writes the minima below one entry of the top level; reads 4 * B bytes;
-//                    not launched where segments are few: a walk over them needs no minima
+//   segment_minima   a block writes the minima of 32 runs of 32 parents, and their own; reads 4 * B
+//                    bytes; not launched where segments are few: a walk over them needs no minima
 //   columns_tree     a warp writes some columns in a row (column_tiles.cuh), 8 * N bytes in all
 //
-// Preconditions: columns is 8-byte aligned; the grids cover all pairs and the top level.
+// Preconditions: columns is 8-byte aligned; the grids cover all pairs and all segments.
 
 #include "column_tiles.cuh"
 #include "tree.cuh"
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void segment_minima(
-    const unsigned* parent,  // (batch,) words of stride parent_stride
+    const int* parent,       // (batch,) words of stride parent_stride
     unsigned parent_stride,  // 1 for int32, 2 for int64
-    unsigned batch,
-    int* minima)        // the levels above the parents, one behind the other
+    unsigned batch,          // at least 1
+    int* minima)             // (ceil(batch / 32) + ceil(batch / 1024),)
 {
-    Segments segments = {{parent, parent_stride}, batch, minima};
-    write_minima(segments, minima, blockIdx.x);
+    __shared__ int of_runs[RUN];
+    let_next_launch_begin();
+    Segments segments = segments_of(parent, parent_stride, batch, minima);
+    unsigned lane = threadIdx.x % WARP_THREADS, warp = warp_of_block(), first_run = blockIdx.x * RUN;
+    int least[RUN / WARPS];  // all loads in flight at once
+    for (unsigned i = 0; i < RUN / WARPS; ++i) {
+        unsigned long long segment = (first_run + warp + i * WARPS) * RUN + lane;
+        least[i] = segment < batch ? parent[segment * parent_stride] : INT32_MAX_VALUE;
+    }
+    for (unsigned i = 0; i < RUN / WARPS; ++i) {
+        unsigned run = warp + i * WARPS;
+        least[i] = warp_min(least[i]);
+        if (lane == 0) of_runs[run] = least[i];
+        if (lane == 0 && first_run + run < segments.level_1.num) minima[first_run + run] = least[i];
+    }
+    __syncthreads();
+    if (warp != 0) return;
+    int least_of_all = warp_min(of_runs[lane]);
+    if (lane == 0) minima[segments.level_1.num + blockIdx.x] = least_of_all;
 }
 
 struct TreeColumns {
@@ -56,7 +73,8 @@ struct TreeColumns {
         unsigned lane = threadIdx.x % WARP_THREADS, first = __shfl_sync(FULL_MASK, b, 0);
         unsigned next = min(b + 1, batch);
         unsigned q_start = pack.q[b], q_end = pack.q[next], kv_start = pack.k[b], kv_end = pack.k[next];
-        int parent = b < batch ? segments.parent(b) : -1;
+        const Entries& parents = segments.parents;
+        int parent = b < batch ? parents.first[(unsigned long long)b * parents.stride] : -1;
         int next_parent = __shfl_down_sync(FULL_MASK, parent, 1);
         bool is_inner = lane == WARP_THREADS - 1 || next_parent >= (int)b;
         bool is_open = b < batch && is_inner && kv_start <= columns.last && kv_end > columns.first;
@@ -95,7 +113,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_tree(
     unsigned q_stride,             // 1 for int32, 2 for int64
     unsigned k_stride,
     unsigned batch,
-    const unsigned* parent,        // (batch,) words of stride parent_stride
+    const int* parent,        // (batch,) words of stride parent_stride
     unsigned parent_stride,
     const int* minima,        // by segment_minima, or null where it is not launched
     int2* columns,            // (column_num,) of (LTS, UTE)
@@ -103,8 +121,9 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_tree(
     unsigned steps)           // pairs a thread
 {
     Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
-    Segments segments = {{parent, parent_stride}, batch, minima};
+    Segments segments = segments_of(parent, parent_stride, batch, minima);
     Tile tile = tile_of_warp(columns, column_num, steps);
     TreeColumns tree_columns = {pack, segments, tile.own};
     write_tile(tree_columns, tile);
+    wait_for_launch_before();  // so that no launch behind this one begins before its end
 }

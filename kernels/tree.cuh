@@ -1,9 +1,8 @@
 // Where a segment's subtree ends, in a tree whose segments are packed in depth-first order.
 //
 // The subtree of segment b is b and the segments behind it up to the first whose parent is before b.
-// A pyramid of minima finds that one without a scan: an entry of level k + 1 is the least of a run
-// of 32 entries of level k, and level 0 is the parents themselves. A warp looks at a whole run at
-// once, climbs while nothing in it is below b, and descends to the first that is: O(log32) loads.
+// Two levels of minima find that one without a scan: an entry of level 1 is the least of a run of 32
+// parents, one of level 2 the least of a run of 32 of these. A warp looks at a whole run at once.
 //
 //     runs of 4     segment    0  1  2  3   4  5  6  7   8  9
 //                   parent    -1  0  1  0   3  4  3  0  -1  8
@@ -15,93 +14,79 @@
 //
 // No index depends on a parent's value, so that any bits in the array give some segment.
 
+#include "overlap.cuh"
 #include "sequences.cuh"
 
-#define RUN_BITS 5
-#define RUN (1 << RUN_BITS)
+#define RUN 32
 #define RUNS_AT_ONCE 4  // that a warp has in flight
 
 static_assert(RUN == WARP_THREADS, "a warp looks at a whole run");
 
-struct Segments {
-    Cuts parents;       // (num,)
-    unsigned num;
-    const int* minima;  // levels 1 to top_level(), one behind the other; or null if segments are few
+// Consecutive entries, all int.
+struct Entries {
+    const int* first;
+    unsigned stride, num;
 
-    __device__ int parent(unsigned b) const { return (int)parents[b]; }
+    // The end of the run that `i` is in, or i itself where a run begins there.
+    __device__ unsigned run_end(unsigned i) const { return min((i + RUN - 1) / RUN * RUN, num); }
 
-    // Entries of a level; there is a segment.
-    __device__ unsigned level_size(unsigned level) const { return ((num - 1) >> RUN_BITS * level) + 1; }
-
-    // The first level of at most one run.
-    __device__ unsigned top_level() const
+    // Returns the first entry from `from` to `end` that is below b, or end. A whole warp, RUNS at once.
+    template <unsigned RUNS>
+    __device__ unsigned first_below(int b, unsigned from, unsigned end) const
     {
-        unsigned level = 0;
-        while (num > 0 && level_size(level) > RUN) ++level;
-        return level;
-    }
-
-    // An entry of a level that starts at `start` in the minima.
-    __device__ int entry(unsigned level, unsigned start, unsigned i) const
-    {
-        return level == 0 ? parent(i) : minima[start + i];
-    }
-
-    // Returns the lanes whose entry of a run is below b; of those from entry `from` on.
-    __device__ unsigned below(int b, unsigned level, unsigned start, unsigned run, unsigned from) const
-    {
-        unsigned i = run * RUN + threadIdx.x % WARP_THREADS;
-        bool is_below = i >= from && i < level_size(level) && entry(level, start, i) < b;
-        return __ballot_sync(FULL_MASK, is_below);
-    }
-
-    // Returns the first segment behind b's subtree, or num. A whole warp, for one b in [0, num) whose
-    // subtree does not end before segment `from`.
-    __device__ unsigned subtree_end(unsigned b, unsigned from) const
-    {
-        return minima ? climb(b, from) : walk(b, from);
-    }
-
-    // The same through the minima.
-    __device__ unsigned climb(unsigned b, unsigned from) const
-    {
-        unsigned level = 0, start = 0, run = 0, hits = 0;
-        while (hits == 0) {
-            unsigned size = level_size(level);
-            if (from >= size) return num;
-            run = from / RUN;
-            hits = below((int)b, level, start, run, from);
-            if (hits != 0) break;
-            start += level == 0 ? 0 : size;
-            ++level;
-            from = run + 1;
-        }
-        unsigned at = run * RUN + __ffs((int)hits) - 1;
-        for (; level > 0; --level) {
-            start -= level == 1 ? 0 : level_size(level - 1);
-            hits = below((int)b, level - 1, start, at, 0);
-            at = at * RUN + __ffs((int)hits) - 1;
-        }
-        return min(at, num);
-    }
-
-    // The same from run to run.
-    __device__ unsigned walk(unsigned b, unsigned from) const
-    {
-        for (; from < num; from += RUNS_AT_ONCE * RUN) {
-            int parents_of[RUNS_AT_ONCE];
-            for (unsigned r = 0; r < RUNS_AT_ONCE; ++r) {
-                unsigned i = from + r * RUN + threadIdx.x % WARP_THREADS;
-                parents_of[r] = i < num ? parent(i) : -1;
+        unsigned lane = threadIdx.x % WARP_THREADS;
+#pragma unroll 1
+        for (; from < end; from += RUNS * RUN) {
+            int value[RUNS];
+            for (unsigned r = 0; r < RUNS; ++r) {
+                unsigned i = from + r * RUN + lane;
+                value[r] = i < end ? first[(unsigned long long)i * stride] : b;
             }
-            for (unsigned r = 0; r < RUNS_AT_ONCE; ++r) {
-                unsigned hits = __ballot_sync(FULL_MASK, parents_of[r] < (int)b);
-                if (hits != 0) return min(from + r * RUN + __ffs((int)hits) - 1, num);
+            for (unsigned r = 0; r < RUNS; ++r) {
+                unsigned hits = __ballot_sync(FULL_MASK, value[r] < b);
+                if (hits != 0) return from + r * RUN + __ffs((int)hits) - 1;
             }
         }
-        return num;
+        return end;
     }
 };
+
+struct Segments {
+    Entries parents, level_1, level_2;  // level_1.first is null where segments are few
+
+    // Returns the first segment behind b's subtree, or as many as there are. A whole warp, for one b
+    // whose subtree does not end before segment `from`, which is behind it.
+    __device__ unsigned subtree_end(unsigned b, unsigned from) const
+    {
+        if (!level_1.first) return parents.first_below<RUNS_AT_ONCE>((int)b, from, parents.num);
+        unsigned end = parents.run_end(from);
+        unsigned segment = parents.first_below<1>((int)b, from, end);
+        if (segment < end || end == parents.num) return segment;
+        wait_for_launch_before();  // which writes the minima
+        unsigned run = run_below((int)b, end / RUN);
+        return parents.first_below<1>((int)b, run * RUN, min(run * RUN + RUN, parents.num));
+    }
+
+    // Returns the first run of parents from `from` on of which one is below b, or as many as there are.
+    __device__ unsigned run_below(int b, unsigned from) const
+    {
+        unsigned end = level_1.run_end(from);
+        unsigned run = level_1.first_below<1>(b, from, end);
+        if (run < end || end == level_1.num) return run;
+        unsigned above = level_2.first_below<RUNS_AT_ONCE>(b, end / RUN, level_2.num);
+        if (above == level_2.num) return level_1.num;
+        return level_1.first_below<1>(b, above * RUN, min(above * RUN + RUN, level_1.num));
+    }
+};
+
+// The segments, and their minima of both levels from `minima` on, or null.
+__device__ Segments segments_of(
+    const int* parent, unsigned parent_stride, unsigned num, const int* minima)
+{
+    unsigned level_1 = (num + RUN - 1) / RUN, level_2 = (level_1 + RUN - 1) / RUN;
+    const int* minima_2 = minima ? minima + level_1 : nullptr;
+    return {{parent, parent_stride, num}, {minima, 1, level_1}, {minima_2, 1, level_2}};
+}
 
 // Returns in lane 0 the least v of the warp.
 __device__ int warp_min(int v)
@@ -109,32 +94,4 @@ __device__ int warp_min(int v)
     for (unsigned distance = WARP_THREADS / 2; distance > 0; distance /= 2)
         v = min(v, __shfl_down_sync(FULL_MASK, v, distance));
     return v;
-}
-
-// Writes an entry of the top level and all that are below it; segments.minima already points to
-// `minima`. A whole block.
-__device__ void write_minima(const Segments& segments, int* minima, unsigned top_entry)
-{
-    unsigned lane = threadIdx.x % WARP_THREADS, warp = threadIdx.x / WARP_THREADS;
-    unsigned top = segments.top_level(), start = 0, start_below = 0;
-    for (unsigned level = 1; level <= top; ++level) {
-        unsigned size = segments.level_size(level), size_below = segments.level_size(level - 1);
-        unsigned spread = RUN_BITS * (top - level);
-        unsigned end = min(size, (top_entry + 1) << spread);
-        for (unsigned i = (top_entry << spread) + warp; i < end; i += WARPS * RUNS_AT_ONCE) {
-            int least[RUNS_AT_ONCE];
-            for (unsigned r = 0; r < RUNS_AT_ONCE; ++r) {
-                unsigned j = (i + r * WARPS) * RUN + lane;
-                bool exists = i + r * WARPS < end && j < size_below;
-                least[r] = exists ? segments.entry(level - 1, start_below, j) : INT32_MAX_VALUE;
-            }
-            for (unsigned r = 0; r < RUNS_AT_ONCE; ++r) {
-                least[r] = warp_min(least[r]);
-                if (lane == 0 && i + r * WARPS < end) minima[start + i + r * WARPS] = least[r];
-            }
-        }
-        __syncthreads();
-        start_below = start;
-        start += size;
-    }
 }

@@ -156,23 +156,19 @@ def tree_scratch_nbytes(segment_num: int) -> int:
     An eighth of a byte a segment or so; none up to 2,048 segments.
 
     >>> tree_scratch_nbytes(2048), tree_scratch_nbytes(100_000)
-    (0, 12908)
+    (0, 12892)
     """
     return minima_nbytes(segment_num, FEW_SEGMENTS)
 
 
 def minima_nbytes(segment_num: int, few_segments: int) -> int:
-    return 4 * sum(_levels(segment_num)) if segment_num > few_segments else 0
+    if segment_num <= few_segments:
+        return 0
+    return 4 * (-(-segment_num // 32) + _minima_blocks(segment_num))
 
 
-def _levels(segment_num: int) -> list[int]:
-    """Return the entries of each level of minima, up to the first of at most 32."""
-    levels = []
-    size = segment_num
-    while size > 32:
-        size = -(-size // 32)
-        levels.append(size)
-    return levels
+def _minima_blocks(segment_num: int) -> int:
+    return -(-segment_num // 1024)
 
 
 def tree_launches(
@@ -194,10 +190,10 @@ def tree_launches(
     tree = (*batch, parent, parent_stride)
     if segment_num <= few_segments:
         return (Launch("columns_tree", grid, (*tree, 0, columns, column_num, steps)),)
-    top = _levels(segment_num)[-1]
+    grid_of_minima = _minima_blocks(segment_num)
     return (
-        Launch("segment_minima", top, (parent, parent_stride, segment_num, scratch)),
-        Launch("columns_tree", grid, (*tree, scratch, columns, column_num, steps)),
+        Launch("segment_minima", grid_of_minima, (parent, parent_stride, segment_num, scratch)),
+        Launch("columns_tree", grid, (*tree, scratch, columns, column_num, steps), overlap=True),
     )
 
 
