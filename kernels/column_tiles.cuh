@@ -52,7 +52,8 @@ __device__ void write_tile(const ColumnsOf& columns_of, const Tile& tile)
             unsigned of_last = window.find({first, last}, {a, b}, use);
             if (step + 1 < tile.steps) own = columns_of.of_lane(window.own, of_last);
         }
-        store_pair(tile.columns, column, tile.column_num, pair[0], pair[1]);
+        if (last - first == 2 * WARP_THREADS - 1) store_whole_pair(tile.columns, column, pair[0], pair[1]);
+        else store_pair(tile.columns, column, tile.column_num, pair[0], pair[1]);
         start += 2 * WARP_THREADS;
         first = last + 1;
     }

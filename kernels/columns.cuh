@@ -9,12 +9,17 @@ __device__ unsigned column_lead(const int2* columns)
     return (unsigned)(reinterpret_cast<unsigned long long>(columns) / sizeof(int2)) % 2;
 }
 
+__device__ void store_whole_pair(int2* columns, unsigned column, int2 a, int2 b)
+{
+    *reinterpret_cast<int4*>(columns + column) = make_int4(a.x, a.y, b.x, b.y);
+}
+
 // Writes columns c and c + 1, of which those below column_num exist; c = -1 wraps past column_num.
 __device__ void store_pair(int2* columns, unsigned column, unsigned column_num, int2 a, int2 b)
 {
     bool has_a = column < column_num;
     bool has_b = column + 1 < column_num;
-    if (has_a && has_b) *reinterpret_cast<int4*>(columns + column) = make_int4(a.x, a.y, b.x, b.y);
+    if (has_a && has_b) store_whole_pair(columns, column, a, b);
     else if (has_a) columns[column] = a;
     else if (has_b) columns[column + 1] = b;
 }

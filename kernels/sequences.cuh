@@ -120,29 +120,48 @@ struct SequenceWindow {
     template <unsigned COUNT, class Use>
     __device__ unsigned find(Span span, const unsigned (&position)[COUNT], Use use)
     {
+        unsigned of_last = ended(span.last);
+        if (of_last == WARP_THREADS) {
+            move_to(span.first);
+            of_last = ended(span.last);
+        }
+        if (of_last == WARP_THREADS) return find_across(span, position, use);
+        unsigned lane[COUNT];
+        find_lanes(min(ended(span.first), of_last), of_last, position, lane);
+        for (unsigned i = 0; i < COUNT; ++i) use(i, of.of_lane(own, lane[i]), true);
+        return of_last;
+    }
+
+    // The same where the window ends before the span does: window by window.
+    template <unsigned COUNT, class Use>
+    __device__ unsigned find_across(Span span, const unsigned (&position)[COUNT], Use use)
+    {
         while (true) {
-            unsigned ended_last = ended(span.last);
-            if (ended_last == WARP_THREADS) {
-                move_to(span.first);
-                ended_last = ended(span.last);
-            }
-            unsigned to = min(ended_last, WARP_THREADS - 1u), from = min(ended(span.first), to);
-            unsigned lane[COUNT];
-            for (unsigned& each : lane) each = from;
-#pragma unroll 1
-            for (unsigned b = from; b < to; ++b) {
-                unsigned end = __shfl_sync(FULL_MASK, own.end, b);
-                for (unsigned i = 0; i < COUNT; ++i) lane[i] += end <= position[i];
-            }
-            // Behind a window that ends before the span does, the next one goes on.
+            unsigned ended_last = ended(span.last), of_last = min(ended_last, WARP_THREADS - 1u);
             unsigned next = max(__shfl_sync(FULL_MASK, own.end, WARP_THREADS - 1), span.first + 1);
-            bool goes_on = ended_last == WARP_THREADS && next <= span.last;
+            if (ended_last < WARP_THREADS) next = NO_END;
+            unsigned lane[COUNT];
+            find_lanes(min(ended(span.first), of_last), of_last, position, lane);
             for (unsigned i = 0; i < COUNT; ++i) {
-                bool is_it = position[i] >= span.first && (!goes_on || position[i] < next);
+                bool is_it = position[i] >= span.first && position[i] < next;
                 use(i, of.of_lane(own, lane[i]), is_it);
             }
-            if (!goes_on) return to;
+            if (next > span.last) return of_last;
             span.first = next;
+            move_to(next);
+        }
+    }
+
+    // Finds the lanes of positions whose sequences are those of the lanes from .. to.
+    template <unsigned COUNT>
+    __device__ void find_lanes(
+        unsigned from, unsigned to, const unsigned (&position)[COUNT], unsigned (&lane)[COUNT]) const
+    {
+        for (unsigned& each : lane) each = from;
+#pragma unroll 1
+        for (unsigned b = from; b < to; ++b) {
+            unsigned end = __shfl_sync(FULL_MASK, own.end, b);
+            for (unsigned i = 0; i < COUNT; ++i) lane[i] += end <= position[i];
         }
     }
 };
