@@ -1,7 +1,7 @@
 # ruff: noqa: E402, E501
 """Breaks the kernels on purpose, one place at a time, and shows that the CPU suite notices.
 
-    python tests/mutants.py [word ...]     those whose reason or text has one of the words; else all
+    python tests/mutants.py [word ...]     those whose file, text or reason has one of the words; else all
 
 Prints a line a mutant, and exits with 1 if one survived. A survivor is a test that is missing.
 """
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +18,11 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import numpy as np
 import test_blocks
+import test_excess
+import test_tree
 from on_cpu import calls, emulator
 from strategies import random_pack
-from test_hostile import hostile_pack
+from test_hostile import hostile_pack, hostile_tree, misled_searches
 from test_kernels_on_cpu import (
     large_packs,
     many_tiles_a_group,
@@ -30,12 +33,13 @@ from test_kernels_on_cpu import (
 from maskq_cupy import compile
 
 SECONDS = 40  # a mutant that has not returned by then hangs, and is noticed
+TOKENS = [40, 600, 2000]  # of hostile packs
 
 
 class Mutant(NamedTuple):
     """A text that occurs once in the kernels, what it is broken to, and what that is.
 
-    ``by`` is the build that notices: plain by wrong columns, address by accesses outside the arrays
+    ``by`` is the build that notices: plain by wrong results, address by accesses outside the arrays
     or undefined behaviour from hostile values, thread by races.
     """
 
@@ -46,30 +50,57 @@ class Mutant(NamedTuple):
     by: str = "plain"
 
 
-SEARCH, STAIRCASE = "search.cuh", "staircase.cuh"
-RULE, INTERVALS, COLUMNS = "columns_rule.cu", "columns_intervals.cu", "columns.cuh"
-COLUMN_TILES = "column_tiles.cuh"
-TILES = "tile_lists.cu"
+SEARCH, SEQUENCES, ROWS, STAIRCASE = "search.cuh", "sequences.cuh", "rows.cuh", "staircase.cuh"
+COLUMNS, COLUMN_TILES, SUBTREES = "columns.cuh", "column_tiles.cuh", "tree.cuh"
+RULE, INTERVALS, TREE = "columns_rule.cu", "columns_intervals.cu", "columns_tree.cu"
+EXCESS, TILES = "excess.cu", "tile_lists.cu"
 
 # fmt: off
 MUTANTS = [
     # Searches
-    Mutant(SEARCH, "values[middle] <= key", "values[middle] < key", "bound"),
-    Mutant(SEARCH, "lo = middle + 1;", "lo = middle + 2;", "off-by-one"),
-    Mutant(SEARCH, "else hi = middle;", "else hi = middle - 1;", "off-by-one"),
-    Mutant(SEARCH, "FULL_MASK, before)) * step", "FULL_MASK, before)) * step + 1", "off-by-one"),
-    Mutant(SEARCH, "before = probe < hi && ends[probe]", "before = ends[probe]", "clip", "address"),
-    Mutant(SEARCH, "candidate < range.hi ? ends[candidate] : INT32_MAX_VALUE", "ends[candidate]", "clip", "address"),
-    Mutant(SEARCH, "end <= last));\n    return", "end < last));\n    return", "bound"),
-    Mutant(SEARCH, "lo + before_last : range.hi", "lo + before_last : lo + before_last", "fallback"),
-    Mutant(SEARCH, "return {lo + before_first,", "return {lo + before_first + 1,", "off-by-one"),
-    Mutant(SEARCH, "probe < range.hi ? cuts[probe + 1] : INT32_MAX_VALUE", "cuts[probe + 1]", "clip", "address"),
-    Mutant(SEARCH, "range.lo + ended_before_first * step", "range.lo + (ended_before_first + 1) * step", "off-by-one"),
-    Mutant(SEARCH, "(ended_before_last + 1) * step - 1", "ended_before_last * step", "off-by-one"),
-    Mutant(SEARCH, "if (range.hi - range.lo > length / 2) break;", "", "hang"),
-    Mutant(SEARCH, "min(range.hi + 1, batch)", "range.hi + 1", "clip", "address"),
-    Mutant(SEARCH, "if (at < cut_num) window.k[at] = k[i];", "if (at + 1 < cut_num) window.k[at] = k[i];", "off-by-one"),
-    Mutant(SEARCH, "window.k[at] = k[i];\n    }\n    __syncthreads();", "window.k[at] = k[i];\n    }", "barrier", "thread"),
+    Mutant(SEARCH, "probe < hi && values[probe] <= key", "probe < hi && values[probe] < key", "bound"),
+    Mutant(SEARCH, "probe < hi && values[probe] <= key", "values[probe] <= key", "clip", "address"),
+    Mutant(SEARCH, "lo + (lane + 1) * step - 1", "lo + lane * step", "off-by-one"),
+    Mutant(SEARCH, "FULL_MASK, at_or_below)) * step", "FULL_MASK, at_or_below)) * step + 1", "off-by-one"),
+    Mutant(SEARCH, "hi = min(hi, lo + step - 1)", "hi = lo + step - 1", "clip", "address"),
+    Mutant(SEARCH, "hi = min(hi, lo + step - 1)", "hi = min(hi, lo + step - 2)", "off-by-one"),
+    Mutant(SEARCH, "while (hi - lo >= entries)", "while (hi - lo > entries)", "bound"),
+    Mutant(SEARCH, "most = max(most, hi[i] - lo[i])", "most = hi[i] - lo[i]", "longest"),
+    Mutant(SEARCH, "for (; most > 0; most /= 2)", "for (; most > 1; most /= 2)", "rounds"),
+    Mutant(SEARCH, "values[min(middle, hi[i] - 1)] <= key[i]", "values[min(middle, hi[i] - 1)] < key[i]", "bound"),
+    Mutant(SEARCH, "values[min(middle, hi[i] - 1)]", "values[middle]", "clip", "address"),
+    Mutant(SEARCH, "lo[i] < hi[i] && at_or_below", "at_or_below", "ended"),
+    Mutant(SEARCH, "lo[i] = middle + 1;", "lo[i] = middle + 2;", "off-by-one"),
+    # The sequences of a block
+    Mutant(SEQUENCES, "return cuts[b + 1];", "return cuts[b];", "off-by-one"),
+    Mutant(SEQUENCES, "range.lo + (threadIdx.x + 1) * step - 1", "range.lo + threadIdx.x * step", "off-by-one"),
+    Mutant(SEQUENCES, "probe < range.hi ? of.ends[probe] : NO_END", "of.ends[probe]", "clip", "address"),
+    Mutant(SEQUENCES, "range.lo + ended_before_first * step", "range.lo + (ended_before_first + 1) * step", "off-by-one"),
+    Mutant(SEQUENCES, "__syncthreads_count(end <= positions.last)", "__syncthreads_count(end <= positions.first)", "last"),
+    Mutant(SEQUENCES, "min(range.hi, range.lo + (ended_before_last + 1) * step - 1)", "range.lo + (ended_before_last + 1) * step - 1", "clip", "address"),
+    Mutant(SEQUENCES, "if (range.hi - range.lo > length / 2) break;", "", "hang"),
+    # The window of sequences
+    Mutant(SEQUENCES, "first(0u - WARP_THREADS)", "first(0)", "start"),
+    Mutant(SEQUENCES, "if (of.batch < WARP_THREADS) load(0);", "if (of.batch < WARP_THREADS) load(1);", "early load"),
+    Mutant(SEQUENCES, "if (of.batch < WARP_THREADS) load(0);", "load(of.batch);", "early load"),
+    Mutant(SEQUENCES, "min(first + threadIdx.x % WARP_THREADS, of.batch)", "first + threadIdx.x % WARP_THREADS", "clip", "address"),
+    Mutant(SEQUENCES, "__ballot_sync(FULL_MASK, own.end <= position)", "__ballot_sync(FULL_MASK, own.end < position)", "bound"),
+    Mutant(SEQUENCES, "b = first + passed;", "b = first + passed + 1;", "off-by-one"),
+    Mutant(SEQUENCES, "if (passed == WARP_THREADS) {", "if (passed > WARP_THREADS) {", "jump"),
+    Mutant(SEQUENCES, "unsigned hi = max(b, range.hi);", "unsigned hi = range.hi;", "clip", "address"),
+    Mutant(SEQUENCES, "hi, position, WARP_THREADS);", "hi, position, 2 * WARP_THREADS);", "entries"),
+    Mutant(SEQUENCES, "if (ended_last == WARP_THREADS) {", "if (ended_last > WARP_THREADS) {", "move"),
+    Mutant(SEQUENCES, "move_to(span.first);", "move_to(span.last);", "move"),
+    Mutant(SEQUENCES, "move_to(span.first);\n                ended_last = ended(span.last);", "move_to(span.first);", "stale"),
+    Mutant(SEQUENCES, "from = min(ended(span.first), to);", "from = to;", "count"),
+    Mutant(SEQUENCES, "b < to; ++b)", "b + 1 < to; ++b)", "off-by-one"),
+    Mutant(SEQUENCES, "lane[i] += end <= position[i]", "lane[i] += end < position[i]", "bound"),
+    Mutant(SEQUENCES, "goes_on = ended_last == WARP_THREADS && next <= span.last", "goes_on = false", "goes on"),
+    Mutant(SEQUENCES, "position[i] >= span.first && (!goes_on || position[i] < next)", "!goes_on || position[i] < next", "is it"),
+    Mutant(SEQUENCES, "position[i] >= span.first && (!goes_on || position[i] < next)", "position[i] >= span.first", "is it"),
+    Mutant(SEQUENCES, "(!goes_on || position[i] < next)", "(!goes_on || position[i] <= next)", "bound"),
+    Mutant(SEQUENCES, "if (!goes_on) return to;", "if (!goes_on) return to + 1;", "off-by-one"),
+    Mutant(SEQUENCES, "span.first = next;", "span.first = next + 1;", "off-by-one"),
     # Storing columns
     Mutant(COLUMNS, "sizeof(int2)) % 2", "sizeof(int2)) % 1", "alignment", "address"),
     Mutant(COLUMNS, "bool has_b = column + 1 < column_num", "bool has_b = column < column_num", "bound", "address"),
@@ -82,12 +113,20 @@ MUTANTS = [
     Mutant(RULE, "sink ? own.q_end : own.q_end - rows_from_lts", "own.q_end - rows_from_lts", "sinks"),
     Mutant(RULE, "column - own.kv_start < rule.sinks", "column - own.kv_start <= rule.sinks", "off-by-one"),
     Mutant(RULE, "(int)(own.q_end - rows_from_ute)", "(int)(own.q_end - rows_from_lts)", "swap"),
-    Mutant(RULE, "next = min(b + 1, batch)", "next = b + 1", "clip", "address"),
+    Mutant(RULE, "min(b + 1, batch);\n        unsigned q_end", "b + 1;\n        unsigned q_end", "clip", "address"),
     # Tiles of columns
-    Mutant(COLUMN_TILES, "chunk_last < own.kv_end", "chunk_last <= own.kv_end", "off-by-one"),
-    Mutant(COLUMN_TILES, "range.lo = __shfl_sync(FULL_MASK, b_b, WARP_THREADS - 1);", "range.lo = b_b;", "lane"),
-    Mutant(COLUMN_TILES, "(warp * tile.steps + step)", "(warp + step)", "stride"),
-    Mutant(COLUMN_TILES, "upper_bound(ends, b_a, here.hi, (int)column_b)", "b_a", "pair"),
+    Mutant(COLUMN_TILES, "min(start + size, end) - 1 - lead", "min(start + size, end) - 2 - lead", "off-by-one"),
+    Mutant(COLUMN_TILES, "Span own = {max(start, lead) - lead", "Span own = {max(start, lead)", "lead"),
+    Mutant(COLUMN_TILES, "Span of_block = {max(block, lead) - lead", "Span of_block = {max(block + 2 * size, lead) - lead", "span"),
+    Mutant(COLUMN_TILES, "min(block + WARPS * size, end)", "min(block + size, end)", "span"),
+    Mutant(COLUMN_TILES, "end = column_num + lead", "end = column_num", "lead"),
+    Mutant(COLUMN_TILES, "start + 2 * WARP_THREADS - 1 - lead", "start + 2 * WARP_THREADS - 1", "lead"),
+    Mutant(COLUMN_TILES, "column = start + 2 * lane - lead;", "column = start + 2 * lane;", "lead"),
+    Mutant(COLUMN_TILES, "if (last < own.end)", "if (last <= own.end)", "off-by-one"),
+    Mutant(COLUMN_TILES, "b = min(column + 1, last)", "b = min(column, last)", "pair"),
+    Mutant(COLUMN_TILES, "pair[i] = is_it ? bounds : pair[i];", "pair[i] = bounds;", "is it"),
+    Mutant(COLUMN_TILES, "columns_of.of_lane(window.own, of_last)", "columns_of.of_lane(window.own, of_last + 1)", "lane"),
+    Mutant(COLUMN_TILES, "first = last + 1;", "first = last + 2;", "off-by-one"),
     # Scans
     Mutant(STAIRCASE, "if (lane >= distance) v = max(v, other);", "if (lane > distance) v = max(v, other);", "lane"),
     Mutant(STAIRCASE, "lane + distance < WARP_THREADS", "lane + distance < WARP_THREADS - 1", "lane"),
@@ -97,17 +136,23 @@ MUTANTS = [
     Mutant(STAIRCASE, "edges.at[threadIdx.x / WARP_THREADS] = v.at[PER_THREAD - 1]", "edges.at[threadIdx.x / WARP_THREADS] = v.at[0]", "edge"),
     Mutant(STAIRCASE, "__syncthreads();\n    fold_max_before", "fold_max_before", "barrier", "thread"),
     # Rows to staircases
-    Mutant(INTERVALS, "s = min(max(start, 0), kv_len)", "s = min(start, kv_len)", "clip"),
-    Mutant(INTERVALS, "e = min(max(end, 0), kv_len)", "e = max(end, 0)", "clip"),
-    Mutant(INTERVALS, "min(max(key, 0LL), (long long)INT32_MAX_VALUE)", "key", "clip"),
-    Mutant(INTERVALS, ": own.kv_end;", ": own.kv_start;", "swap"),
-    Mutant(INTERVALS, "start = s < e ?", "start = s <= e ?", "bound"),
-    Mutant(INTERVALS, "if (b >= batch) return", "if (b > batch) return", "bound", "address"),
-    Mutant(INTERVALS, "if (row + i >= intervals.row_num) continue;", "", "bound", "address"),
-    Mutant(INTERVALS, "row + PER_THREAD <= intervals.row_num", "row < intervals.row_num", "bound", "address"),
-    Mutant(INTERVALS, "two_rows[0], high = two_rows[1]", "two_rows[0], high = two_rows[0]", "load"),
-    Mutant(INTERVALS, "warp_last < own.q_end", "warp_last <= own.q_end", "off-by-one"),
-    Mutant(INTERVALS, "range.lo = __shfl_sync(FULL_MASK, here.lo, WARP_THREADS - 1);", "range.lo = here.lo;", "lane"),
+    Mutant(ROWS, "s = min(max(start, 0), kv_len)", "s = min(start, kv_len)", "clip"),
+    Mutant(ROWS, "e = min(max(end, 0), kv_len)", "e = max(end, 0)", "clip"),
+    Mutant(ROWS, "min(max(key, 0LL), (long long)INT32_MAX_VALUE)", "key", "clip"),
+    Mutant(ROWS, ": own.kv_end;", ": own.kv_start;", "swap"),
+    Mutant(ROWS, "start = s < e ?", "start = s <= e ?", "bound"),
+    Mutant(ROWS, "if (b >= batch) return", "if (b > batch) return", "bound", "address"),
+    Mutant(ROWS, "if (row + i >= intervals.row_num) continue;", "", "bound", "address"),
+    Mutant(ROWS, "row + PER_THREAD <= intervals.row_num", "row < intervals.row_num", "bound", "address"),
+    Mutant(ROWS, "two_rows[0], high = two_rows[1]", "two_rows[0], high = two_rows[0]", "load"),
+    Mutant(ROWS, "!intervals.is_int64 && intervals.is_aligned", "!intervals.is_int64", "alignment", "address"),
+    Mutant(ROWS, "return {NO_END, NO_ROW, NO_ROW};", "return {NO_END, 0, 0};", "padding"),
+    Mutant(ROWS, "if (span.last < own.end)", "if (span.last <= own.end)", "off-by-one"),
+    Mutant(ROWS, "first + PER_THREAD * WARP_THREADS - 1, last_row", "first + PER_THREAD * WARP_THREADS - 2, last_row", "off-by-one"),
+    Mutant(ROWS, "rows[i] = min(row + i, last_row)", "rows[i] = min(row, last_row)", "row"),
+    Mutant(ROWS, "start.at[i] = is_it ? s : start.at[i];", "start.at[i] = s;", "is it"),
+    Mutant(ROWS, "window.of.of_lane(window.own, of_last)", "window.of.of_lane(window.own, of_last + 1)", "lane"),
+    Mutant(INTERVALS, "stairs.last_row(tile_end - 1)}", "stairs.last_row(stairs.first_tile(group))}", "span"),
     Mutant(INTERVALS, "shared.max_edges[tile % 2]", "shared.max_edges[0]", "parity", "thread"),
     Mutant(INTERVALS, "max(warp_running_max(edge ? *edge : -1), so_far)", "max(warp_running_max(edge ? *edge : -1), min(so_far, -1))", "carry"),
     Mutant(INTERVALS, "int v = min(warp_running_min_from_right(edge", "int v = max(warp_running_min_from_right(edge", "carry"),
@@ -116,9 +161,14 @@ MUTANTS = [
     Mutant(INTERVALS, "__syncthreads();\n    if (row_num > TILE)", "if (row_num > TILE)", "barrier", "thread"),
     Mutant(INTERVALS, "__syncthreads();\n        link_tiles", "link_tiles", "barrier", "thread"),
     # Columns off the staircases
-    Mutant(INTERVALS, "stored.last_row(tile) + 1, column", "stored.last_row(tile), column", "off-by-one"),
-    Mutant(INTERVALS, "group > 0 ? group_edges[group - 1] : -1", "-1", "group"),
-    Mutant(INTERVALS, "before = max(before, (*this)[tile - 1])", "before = before", "tile"),
+    Mutant(STAIRCASE, "hi = stored.last_row(tile) + 1;", "hi = stored.last_row(tile);", "off-by-one"),
+    Mutant(STAIRCASE, "min(lo, group_num - 1)", "lo", "clip", "address"),
+    Mutant(STAIRCASE, "max(lo, 1u) - 1", "lo", "off-by-one"),
+    Mutant(STAIRCASE, "stored.tile_end(group) - 1 + BEHIND", "stored.tile_end(group) - 1", "off-by-one"),
+    Mutant(STAIRCASE, "group > 0 ? group_edges[group - 1] : -1", "-1", "group"),
+    Mutant(STAIRCASE, "before = max(before, (*this)[tile - 1])", "before = before", "tile"),
+    Mutant(STAIRCASE, "group + 1 < group_num ? group_edges[group + 1] : NO_ROW", "NO_ROW", "group"),
+    Mutant(STAIRCASE, "behind = min(behind, (*this)[tile + 1])", "behind = behind", "tile"),
     Mutant(INTERVALS, "), rows + i + 1);", "), rows + i);", "off-by-one"),
     Mutant(INTERVALS, "step.at[i] <= here.column_last)", "step.at[i] < here.column_last)", "bound"),
     Mutant(INTERVALS, "max(step.at[i], here.column_first) - here.column_first", "step.at[i] - here.column_first", "clip"),
@@ -129,6 +179,56 @@ MUTANTS = [
     Mutant(INTERVALS, "put_four(shared.lts + own, {});\n        __syncthreads();", "put_four(shared.lts + own, {});", "barrier", "thread"),
     Mutant(INTERVALS, "(tile + 1) % 2]);\n        __syncthreads();", "(tile + 1) % 2]);", "barrier", "thread"),
     Mutant(INTERVALS, "shared.lts_edges);\n        __syncthreads();", "shared.lts_edges);", "barrier", "thread"),
+    # Trees
+    Mutant(TREE, "min(b + 1, batch);\n        unsigned q_start", "b + 1;\n        unsigned q_start", "clip", "address"),
+    Mutant(TREE, "b < batch ? segments.parent(b) : -1", "segments.parent(b)", "clip", "address"),
+    Mutant(TREE, "next_parent >= (int)b", "next_parent > (int)b", "leaf"),
+    Mutant(TREE, "lane == WARP_THREADS - 1 || next_parent", "next_parent", "leaf"),
+    Mutant(TREE, "kv_start <= columns.last", "kv_start < columns.last", "bound"),
+    Mutant(TREE, "kv_end > columns.first", "kv_end > columns.first + 1", "bound"),
+    Mutant(TREE, "FULL_MASK >> (WARP_THREADS - 1 - at)", "(1u << at) - 1", "off-by-one"),
+    Mutant(TREE, "parent < (int)own) & ~up_to_own", "parent < (int)own)", "in window"),
+    Mutant(TREE, "parent < (int)own) & ~up_to_own", "parent <= (int)own) & ~up_to_own", "bound"),
+    Mutant(TREE, "q_start, __ffs((int)behind) - 1)", "q_start, __ffs((int)behind))", "off-by-one"),
+    Mutant(TREE, "subtree_end(own, first + WARP_THREADS)", "subtree_end(own, first + WARP_THREADS + 1)", "off-by-one"),
+    Mutant(TREE, "if (lane == at) row_end = end;", "row_end = end;", "lane"),
+    Mutant(TREE, "min(own.end - column, own.q_len)", "(own.end - column)", "clip"),
+    Mutant(SUBTREES, "((num - 1) >> RUN_BITS * level) + 1", "((num - 1) >> RUN_BITS * level)", "off-by-one"),
+    Mutant(SUBTREES, "level_size(level) > RUN)", "level_size(level) >= RUN)", "levels"),
+    Mutant(SUBTREES, "i >= from && i < level_size(level)", "i < level_size(level)", "from"),
+    Mutant(SUBTREES, "i >= from && i < level_size(level)", "i >= from", "clip", "address"),
+    Mutant(SUBTREES, "entry(level, start, i) < b", "entry(level, start, i) <= b", "bound"),
+    Mutant(SUBTREES, "if (from >= size) return num;", "", "hang"),
+    Mutant(SUBTREES, "start += level == 0 ? 0 : size;", "start += size;", "level"),
+    Mutant(SUBTREES, "from = run + 1;", "from = run;", "climb"),
+    Mutant(SUBTREES, "from = run + 1;", "from = run + 2;", "climb"),
+    Mutant(SUBTREES, "start -= level == 1 ? 0 : level_size(level - 1);", "", "level"),
+    Mutant(SUBTREES, "at = at * RUN + __ffs((int)hits) - 1;", "at = at * RUN + __ffs((int)hits);", "descent"),
+    Mutant(SUBTREES, "from += RUNS_AT_ONCE * RUN", "from += (RUNS_AT_ONCE + 1) * RUN", "stride"),
+    Mutant(SUBTREES, "i < num ? parent(i) : -1", "parent(i)", "clip", "address"),
+    Mutant(SUBTREES, "parents_of[r] < (int)b", "parents_of[r] <= (int)b", "bound"),
+    Mutant(SUBTREES, "min(from + r * RUN + __ffs((int)hits) - 1, num)", "min(from + __ffs((int)hits) - 1, num)", "run"),
+    Mutant(SUBTREES, "distance = WARP_THREADS / 2; distance > 0; distance /= 2)\n        v = min", "distance = WARP_THREADS / 4; distance > 0; distance /= 2)\n        v = min", "scan"),
+    Mutant(SUBTREES, "end = min(size, (top_entry + 1) << spread)", "end = (top_entry + 1) << spread", "clip"),
+    Mutant(SUBTREES, "i += WARPS * RUNS_AT_ONCE", "i += (WARPS + 1) * RUNS_AT_ONCE", "stride"),
+    Mutant(SUBTREES, "(i + r * WARPS) * RUN + lane", "(i + r) * RUN + lane", "stride"),
+    Mutant(SUBTREES, "i + r * WARPS < end && j < size_below", "i + r * WARPS < end", "clip", "address"),
+    Mutant(SUBTREES, "lane == 0 && i + r * WARPS < end", "lane == 0", "bound"),
+    Mutant(SUBTREES, "__syncthreads();\n        start_below = start;", "start_below = start;", "barrier", "thread"),
+    Mutant(SUBTREES, "start_below = start;", "", "level"),
+    # The excess
+    Mutant(EXCESS, "max((long long)end.at[i] - start.at[i], 0LL)", "((long long)end.at[i] - start.at[i])", "clip"),
+    Mutant(EXCESS, "max((long long)shown_end.at[i] - shown_start.at[i], 0LL)", "((long long)shown_end.at[i] - shown_start.at[i])", "clip"),
+    Mutant(EXCESS, "max((long long)shown_end.at[i]", "max((long long)end.at[i]", "swap"),
+    Mutant(EXCESS, "shown != own_keys && rows == 0", "shown != own_keys", "first"),
+    Mutant(EXCESS, "row_num - (row + i)", "row_num - row", "first"),
+    Mutant(EXCESS, "up.stored.last_row(tile_end - 1)", "up.stored.last_row(first_tile)", "span"),
+    Mutant(EXCESS, "atomicMax(&found.rows, rows)", "atomicAdd(&found.rows, rows)", "first"),
+    Mutant(EXCESS, "if (threadIdx.x == 0) found = {0, 0};", "", "start"),
+    Mutant(EXCESS, "if (threadIdx.x == 0 && found.rows != 0) {", "if (found.rows != 0) {", "thread"),
+    Mutant(EXCESS, "if (rows) atomicMax(rows, found.rows);", "atomicMax(rows, found.rows);", "null"),
+    Mutant(EXCESS, "if (rows) atomicMax(rows, found.rows);", "if (rows) atomicAdd(rows, found.rows);", "first"),
+    Mutant(EXCESS, "__syncthreads();\n    if (threadIdx.x == 0 && found", "if (threadIdx.x == 0 && found", "barrier", "thread"),
     # Tile lists
     Mutant(TILES, "(row_end - 1) / block_q + 1", "row_end / block_q + 1", "off-by-one"),
     Mutant(TILES, "min((unsigned)max(bounds.x, 0), row_num)", "(unsigned)max(bounds.x, 0)", "clip"),
@@ -150,26 +250,88 @@ def kernels():
     return {path.name: path.read_text() for path in sorted(folder.glob("*.cu*"))}
 
 
+class Suite(NamedTuple):
+    """The kernel files that are built, and what runs them: raises where ``by`` notices a mutant."""
+
+    files: tuple[str, ...]
+    run: Callable[[Path, str], None]
+
+
+def run_columns(executable, by):
+    rng = np.random.default_rng(0)
+    judge = calls.check if by == "plain" else calls.run
+    part = 5 if by == "thread" else 1  # threads under their sanitizer are slow
+    judge(executable, [random_pack(rng) for _ in range(40)], SECONDS)
+    judge(executable, list(large_packs())[::-part], SECONDS, large=True)
+    judge(executable, list(tile_edges())[::part], SECONDS)
+    judge(executable, list(rows_far_from_columns())[::part], SECONDS)
+    judge(executable, [random_pack(rng) for _ in range(200 // part)], SECONDS)
+    if by != "plain":
+        judge(executable, [hostile_pack(rng, n) for n in TOKENS * 30], SECONDS)
+        judge(executable, list(misled_searches()), SECONDS)
+    judge(executable, list(many_tiles_a_group()), SECONDS)
+
+
+def run_trees(executable, by):
+    rng = np.random.default_rng(0)
+    test_tree.check(executable, [test_tree.random_tree(rng, 600) for _ in range(60)], SECONDS)
+    edges = list(test_tree.level_edges())
+    test_tree.check(executable, edges[::5] if by == "thread" else edges, SECONDS)
+    if by != "plain":
+        few = test_tree.FEW_SEGMENTS
+        test_tree.run(executable, [hostile_tree(rng, n, few) for n in TOKENS * 30], SECONDS)
+
+
+def run_excess(executable, by):
+    rng = np.random.default_rng(0)
+    random_packs = [test_excess.interval_pack(rng, 600) for _ in range(60)]
+    test_excess.check(executable, random_packs, SECONDS)
+    test_excess.check(executable, random_packs, SECONDS, large=True)
+    test_excess.check(executable, list(test_excess.edges()), SECONDS)
+    if by != "plain":
+        hostile = [hostile_pack(rng, n, intervals=True) for n in TOKENS * 20]
+        test_excess.run(executable, hostile, SECONDS)
+
+
+def run_tile_lists(executable, by):
+    rng = np.random.default_rng(0)
+    test_blocks.check(executable, test_blocks.random_calls(rng, 40))
+    test_blocks.check(executable, test_blocks.calls_around_words_and_chunks())
+
+
+OF_COLUMNS = Suite((RULE, INTERVALS), run_columns)
+OF_TREES = Suite((TREE,), run_trees)
+OF_EXCESS = Suite((INTERVALS, EXCESS), run_excess)
+OF_TILE_LISTS = Suite((TILES,), run_tile_lists)
+SUITES = {
+    SEARCH: OF_COLUMNS,
+    SEQUENCES: OF_COLUMNS,
+    ROWS: OF_COLUMNS,
+    STAIRCASE: OF_COLUMNS,
+    COLUMNS: OF_COLUMNS,
+    COLUMN_TILES: OF_COLUMNS,
+    RULE: OF_COLUMNS,
+    INTERVALS: OF_COLUMNS,
+    SUBTREES: OF_TREES,
+    TREE: OF_TREES,
+    EXCESS: OF_EXCESS,
+    TILES: OF_TILE_LISTS,
+}
+
+
 def mutated(mutant):
-    """Return the inlined sources, with the mutant in them."""
-    sources = {name: compile.source(name) for name in kernels() if name.endswith(".cu")}
+    """Return the inlined sources that the mutant's suite runs, with the mutant in them."""
+    sources = {name: compile.source(name) for name in SUITES[mutant.file].files}
     return {name: text.replace(mutant.old, mutant.new) for name, text in sources.items()}
 
 
 def how_noticed(mutant, folder):
     """Return how the CPU suite notices the mutant, in a word or two, or None if it does not."""
     executable = emulator.build(folder, mutant.by, mutated(mutant), ["-w"])
-    judge = calls.check if mutant.by == "plain" else calls.run
     try:
-        if mutant.file == TILES:
-            rng = np.random.default_rng(0)
-            test_blocks.check(executable, test_blocks.random_calls(rng, 40))
-            test_blocks.check(executable, test_blocks.calls_around_words_and_chunks())
-            return None
-        for packs, large in suites(mutant.by):
-            judge(executable, packs, SECONDS, large)
+        SUITES[mutant.file].run(executable, mutant.by)
     except AssertionError:
-        return "wrong columns"
+        return "wrong result"
     except subprocess.TimeoutExpired:
         return "hangs"
     except RuntimeError as error:
@@ -180,22 +342,8 @@ def how_noticed(mutant, folder):
     return None
 
 
-def suites(by):
-    """Yield the suite's packs, and whether they are run as large ones, the quickest first."""
-    rng = np.random.default_rng(0)
-    part = 5 if by == "thread" else 1  # threads under their sanitizer are slow
-    yield [random_pack(rng) for _ in range(40)], False
-    yield list(large_packs())[::-part], True
-    yield list(tile_edges())[::part], False
-    yield list(rows_far_from_columns())[::part], False
-    yield [random_pack(rng) for _ in range(200 // part)], False
-    if by != "plain":
-        yield [hostile_pack(rng, tokens) for tokens in [40, 600, 2000] * 30], False
-    yield list(many_tiles_a_group()), False
-
-
 def main(words):
-    chosen = [m for m in MUTANTS if not words or any(w in m.why or w in m.old for w in words)]
+    chosen = [m for m in MUTANTS if not words or any(w in part for w in words for part in m)]
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         for i, mutant in enumerate(chosen, start=1):

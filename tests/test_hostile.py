@@ -4,14 +4,17 @@ nothing but its arrays.
 MASKQ_SEED and MASKQ_HOSTILE_PACKS choose other packs and more of them; both are printed.
 """
 
+import functools
 import importlib
 import math
 import os
 
 import numpy as np
 import pytest
+import test_excess
+import test_tree
 from on_cpu import calls, emulator
-from strategies import Pack, cuts, random_intervals, random_lengths, random_rule
+from strategies import Pack, cuts, random_intervals, random_lengths, random_parents, random_rule
 from test_blocks import add_call as add_tiles_call
 from test_blocks import random_block_size
 
@@ -22,12 +25,14 @@ SEED = int(os.environ.get("MASKQ_SEED", "0"))
 PACKS = int(os.environ.get("MASKQ_HOSTILE_PACKS", "0"))  # 0: as many as each test says
 
 
-def hostile_pack(rng, tokens):
-    """Return a pack of up to `tokens` rows and columns, of few to many sequences."""
+def hostile_pack(rng, tokens, intervals=None):
+    """Return a pack of up to `tokens` rows and columns; its sequences fill a window or not."""
     batch = int(rng.choice([0, 1, 2, 31, 32, 33, 64, 1023, 1025, tokens]))
     q, k = (hostile_cuts(rng, batch, int(rng.integers(0, tokens + 1))) for _ in range(2))
     column_num = int(rng.integers(1, tokens + 1))
-    if rng.random() < 0.4:
+    if intervals is None:
+        intervals = rng.random() >= 0.4
+    if not intervals:
         return Pack(q, k, None, column_num, random_rule(rng))
     return Pack(q, k, hostile_intervals(rng, q, int(rng.integers(1, tokens + 1))), column_num, {})
 
@@ -70,6 +75,46 @@ def hostile_intervals(rng, q, row_num):
     return np.resize(np.append(intervals, [[0, 1]], axis=0), (row_num, 2)).astype(dtype)
 
 
+def misled_searches():
+    """Packs whose cuts are right but for some that are far too high, where searches look first."""
+    tokens = 1000
+    for period in (16, 32, 64, 100):
+        cut = np.arange(tokens + 1, dtype=np.int32)
+        cut[period // 2 :: period] = 2**31 - 1
+        yield Pack(cut, cut, None, tokens, {})
+        yield Pack(cut, cut, np.tile([0, 1], (tokens, 1)), tokens, {})
+
+
+def hostile_tree(rng, tokens, few_segments):
+    """Return parents, cuts of rows and of columns, and a number of columns.
+
+    The segments are `few_segments`, which a warp walks over, or more or fewer.
+    """
+    num = int(rng.choice([0, 1, 31, 33, few_segments, few_segments + 1, 1025, tokens]))
+    q, k = (hostile_cuts(rng, num, int(rng.integers(0, tokens + 1))) for _ in range(2))
+    return hostile_parents(rng, num), q, k, int(rng.integers(1, tokens + 1))
+
+
+def hostile_parents(rng, num):
+    """Return num words, int32 or int64: random bits, extremes, cycles, or a forest out of order."""
+    dtype = rng.choice([np.int32, np.int64])
+    segment = np.arange(num)
+    kind = rng.choice(["bits", "extremes", "any", "own", "pairs", "ring", "shuffled", "good"])
+    if kind == "bits":
+        return random_bits(rng, num, dtype)
+    if kind == "extremes":
+        return rng.choice(extremes(dtype), num)
+    parents = {
+        "any": lambda: rng.integers(-1, num + 1, num),
+        "own": lambda: segment,
+        "pairs": lambda: segment ^ 1,  # each the other's
+        "ring": lambda: np.roll(segment, -1),
+        "shuffled": lambda: rng.permutation(random_parents(rng, num)),
+        "good": lambda: random_parents(rng, num),
+    }[kind]()
+    return parents.astype(dtype)
+
+
 def random_bits(rng, count, dtype):
     return np.frombuffer(rng.bytes(count * np.dtype(dtype).itemsize), dtype)
 
@@ -84,20 +129,44 @@ def extremes(dtype):
     return np.array(values, dtype)
 
 
+def run_many(run, make, executable, count):
+    """Run as many as asked for of what make(rng, tokens) returns, up to a hundred a process."""
+    rng = np.random.default_rng(SEED)
+    left = PACKS or count
+    print(f"MASKQ_SEED={SEED} MASKQ_HOSTILE_PACKS={left}")
+    while left:
+        part = min(left, 100)
+        made = [make(rng, int(rng.choice([1, 40, 600, 2000]))) for _ in range(part)]
+        run(executable, made, timeout=120)
+        left -= part
+
+
 @pytest.mark.parametrize(
-    ("sanitizer", "count"), [("plain", 300), ("address", 400), ("thread", 150)]
+    ("sanitizer", "count"), [("plain", 300), ("address", 400), ("thread", 100)]
 )
 def test_on_the_cpu(builds, sanitizer, count):
-    rng = np.random.default_rng(SEED)
-    print(f"MASKQ_SEED={SEED} MASKQ_HOSTILE_PACKS={PACKS or count}")
-    executable = builds(sanitizer)
-    left = PACKS or count
-    while left:
-        packs = [
-            hostile_pack(rng, int(rng.choice([1, 40, 600, 2000]))) for _ in range(min(left, 100))
-        ]
-        calls.run(executable, packs, timeout=120)
-        left -= len(packs)
+    run_many(calls.run, hostile_pack, builds(sanitizer), count)
+
+
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+def test_misled_searches_on_the_cpu(builds, sanitizer):
+    calls.run(builds(sanitizer), list(misled_searches()), timeout=120)
+
+
+@pytest.mark.parametrize(("sanitizer", "count"), [("plain", 150), ("address", 150), ("thread", 40)])
+def test_trees_on_the_cpu(builds, sanitizer, count):
+    """Of few segments and of many: both the walk and the minima."""
+    make = functools.partial(hostile_tree, few_segments=test_tree.FEW_SEGMENTS)
+    run_many(test_tree.run, make, builds(sanitizer), count)
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(("sanitizer", "count"), [("plain", 60), ("address", 60), ("thread", 20)])
+def test_excess_on_the_cpu(builds, sanitizer, count, large):
+    """A tile a group of rows, or all tiles in one as where rows are many."""
+    make = functools.partial(hostile_pack, intervals=True)
+    run = functools.partial(test_excess.run, large=large)
+    run_many(run, make, builds(sanitizer), count)
 
 
 def hostile_columns(rng, tokens):
@@ -198,28 +267,55 @@ def test_guards_of_gpu_memory():
         guarded.check()
 
 
-@pytest.mark.gpu
-def test_on_the_gpu():
+def call_guarded(empty, function, given, out, scratch_nbytes=None, odd=False, **options):
+    """Call a function of the package with all its arrays between guards; None stays None."""
+    nbytes = sum(0 if a is None else a.nbytes for a in given) + out.nbytes + (scratch_nbytes or 0)
+    guarded = Guarded(empty(nbytes + (len(given) + 4) * GUARD_BYTES, np.uint8))
+    given = [None if a is None else guarded.array(a, odd) for a in given]
+    options["out"] = guarded.array(out, odd, is_written=True)
+    if scratch_nbytes is not None:
+        options["scratch"] = guarded.array(np.zeros(scratch_nbytes, np.uint8), is_written=True)
+    guarded.upload()
+    function(*given, **options)
+    guarded.check()
+
+
+def on_the_gpu(count):
+    """Yield cupy's empty, a generator, a number of tokens and whether arrays are to be odd."""
     cupy = importlib.import_module("cupy")
     rng = np.random.default_rng(SEED)
-    count = PACKS or 10_000
+    count = PACKS or count
     print(f"MASKQ_SEED={SEED} MASKQ_HOSTILE_PACKS={count}")
     for i in range(count):
-        pack = hostile_pack(rng, int(rng.choice([40, 3000, 9000])))
-        q, k, mask, column_num, rule = pack
-        scratch_nbytes = 0 if mask is None else maskq_cupy.scratch_nbytes(len(mask))
-        sizes = [0 if a is None else a.nbytes for a in (q, k, mask)]
-        nbytes = sum(sizes) + 8 * column_num + scratch_nbytes + 8 * GUARD_BYTES
-        guarded = Guarded(cupy.empty(nbytes, np.uint8))
-        odd = i % 3 == 2
-        given = [None if a is None else guarded.array(a, odd) for a in (q, k, mask)]
-        out = guarded.array(np.full((column_num, 2), -77, np.int32), odd, is_written=True)
-        scratch = None
-        if mask is not None:
-            scratch = guarded.array(np.zeros(scratch_nbytes, np.uint8), is_written=True)
-        guarded.upload()
-        maskq_cupy.get_attn_mask_q(*given, out=out, scratch=scratch, **rule)
-        guarded.check()
+        yield cupy.empty, rng, int(rng.choice([40, 3000, 9000])), i % 3 == 2
+
+
+@pytest.mark.gpu
+def test_on_the_gpu():
+    for empty, rng, tokens, odd in on_the_gpu(10_000):
+        *given, column_num, rule = hostile_pack(rng, tokens)
+        mask = given[2]
+        scratch_nbytes = None if mask is None else maskq_cupy.scratch_nbytes(len(mask))
+        out = np.full((column_num, 2), -77, np.int32)
+        call_guarded(empty, maskq_cupy.get_attn_mask_q, given, out, scratch_nbytes, odd, **rule)
+
+
+@pytest.mark.gpu
+def test_trees_on_the_gpu():
+    for empty, rng, tokens, odd in on_the_gpu(2000):
+        *given, column_num = hostile_tree(rng, tokens, plan.FEW_SEGMENTS)
+        scratch_nbytes = maskq_cupy.tree_scratch_nbytes(len(given[0]))
+        out = np.full((column_num, 2), -77, np.int32)
+        call_guarded(empty, maskq_cupy.tree_attn_mask_q, given, out, scratch_nbytes, odd)
+
+
+@pytest.mark.gpu
+def test_excess_on_the_gpu():
+    for empty, rng, tokens, odd in on_the_gpu(2000):
+        given = hostile_pack(rng, tokens, intervals=True)[:3]
+        scratch_nbytes = maskq_cupy.excess_scratch_nbytes(len(given[2]))
+        out = np.full(1, -77, np.int64)
+        call_guarded(empty, maskq_cupy.excess_pairs, given, out, scratch_nbytes, odd)
 
 
 @pytest.mark.gpu

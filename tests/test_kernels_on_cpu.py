@@ -55,7 +55,7 @@ def rows_far_from_columns():
 
 
 def tile_edges():
-    """Packs whose rows, columns and sequences end around tiles, warps and groups."""
+    """Packs whose rows, columns and sequences end around tiles, windows, warps and groups."""
     tile, warp = emulator.TILE, emulator.WARP
     for tokens in (1, 2, 31, 32, 33, 127, 128, 129, tile - 1, tile, tile + 1, 3 * tile + 1):
         lens = cuts([tokens])
@@ -70,6 +70,10 @@ def tile_edges():
         yield Pack(ones, ones, np.tile([0, 1], (batch, 1)), batch, {})
         empties = cuts(np.append(np.zeros(batch, int), [5, 0, 7]))
         yield Pack(empties, empties, None, 20, {})
+    # Between one warp's positions and the next's more empties than a window and a search leave.
+    holes = cuts(np.tile(np.append(np.ones(2 * warp, int), np.zeros(300, int)), 6))
+    yield Pack(holes, holes, None, int(holes[-1]), {})
+    yield Pack(holes, holes, np.tile([0, 1], (holes[-1], 1)), int(holes[-1]), {})
     yield low_rows_behind_an_edge()
 
 

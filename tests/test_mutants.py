@@ -11,9 +11,11 @@ from on_cpu import emulator
 
 # Quick ones, of each way to notice.
 FEW = (
-    "before = probe < hi",
+    "probe < range.hi ?",
     "max((int)(keys_after",
     "__syncthreads();\n    fold",
+    "next_parent >=",
+    "row_num - (row + i)",
 )
 
 
@@ -41,6 +43,7 @@ def test_is_noticed(tmp_path, mutant):
 
 
 def test_enough():
-    assert len(mutants.MUTANTS) >= 25
+    assert {m.file for m in mutants.MUTANTS} == set(mutants.SUITES)
+    assert len(mutants.MUTANTS) >= 150
     assert len(chosen()) >= len(FEW)
     assert len(set(mutants.MUTANTS)) == len(mutants.MUTANTS)

@@ -49,7 +49,7 @@ def as_if_large(launch, row_num, column_num):
     if launch.kernel == "columns_rule":
         arguments[10] = pairs
         grid = column_num // (2 * emulator.CONSTANTS["BLOCK_THREADS"] * pairs) + 1
-    elif launch.kernel == "row_staircases":
+    elif launch.kernel in ("row_staircases", "excess_of_rows"):
         arguments[8] = shift
         grid = group_num
     elif launch.kernel == "columns_of_staircases":
