@@ -93,18 +93,18 @@ __device__ int2 scan_group(
 }
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void row_staircases(
-    const unsigned* cu_seqlens_q,   // (>= batch + 1,) words of stride q_stride
-    const unsigned* cu_seqlens_k,   // (batch + 1,) words of stride k_stride
-    unsigned q_stride,              // 1 for int32, 2 for int64
+    const unsigned* cu_seqlens_q,  // (>= batch + 1,) words of stride q_stride
+    const unsigned* cu_seqlens_k,  // (batch + 1,) words of stride k_stride
+    unsigned q_stride,             // 1 for int32, 2 for int64
     unsigned k_stride,
     unsigned batch,
-    const void* attn_mask_kv,  // (row_num, 2)
+    const void* attn_mask_kv,      // (row_num, 2)
     int is_int64,
-    unsigned row_num,          // in [1, INT32_MAX]; may be above cu_seqlens_q[batch]
+    unsigned row_num,              // in [1, INT32_MAX]; may be above cu_seqlens_q[batch]
     unsigned group_shift,
-    int* ends,                 // (row_num,)
-    int* starts,               // (row_num,)
-    int2* group_edges)         // (gridDim.x,), at most GROUPS
+    int* ends,                     // (row_num,)
+    int* starts,                   // (row_num,)
+    int2* group_edges)             // (gridDim.x,), at most GROUPS
 {
     __shared__ RowShared shared;
     let_next_launch_begin();
@@ -271,15 +271,15 @@ __device__ void write_columns(
 }
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_of_staircases(
-    int* ends,                  // (row_num,) as row_staircases leaves them
-    int* starts,                // (row_num,)
-    const int2* group_edges,    // (group_num,)
-    unsigned row_num,           // in [1, INT32_MAX]
+    int* ends,                 // (row_num,) as row_staircases leaves them
+    int* starts,               // (row_num,)
+    const int2* group_edges,   // (group_num,)
+    unsigned row_num,          // in [1, INT32_MAX]
     unsigned group_shift,
-    unsigned group_num,         // in [1, GROUPS]
-    int2* columns,              // (column_num,) of (LTS, UTE)
-    unsigned column_num,        // in [1, INT32_MAX]
-    unsigned tiles_per_block)   // of columns
+    unsigned group_num,        // in [1, GROUPS]
+    int2* columns,             // (column_num,) of (LTS, UTE)
+    unsigned column_num,       // in [1, INT32_MAX]
+    unsigned tiles_per_block)  // of columns
 {
     __shared__ ColumnShared shared;
     __shared__ int group_ends[GROUPS], group_starts[GROUPS];
@@ -296,15 +296,15 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_of_stairc
 }
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_of_few_rows(
-    const unsigned* cu_seqlens_q,   // as for row_staircases
+    const unsigned* cu_seqlens_q,  // as for row_staircases
     const unsigned* cu_seqlens_k,
     unsigned q_stride,
     unsigned k_stride,
     unsigned batch,
     const void* attn_mask_kv,
     int is_int64,
-    unsigned row_num,          // in [1, FEW_TILES * TILE]
-    int2* columns,             // as for columns_of_staircases
+    unsigned row_num,              // in [1, FEW_TILES * TILE]
+    int2* columns,                 // as for columns_of_staircases
     unsigned column_num)
 {
     __shared__ __align__(16) int ends[FEW_TILES * TILE];

@@ -78,9 +78,9 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_rule(
     unsigned left,
     unsigned right,
     unsigned sinks,
-    int2* columns,            // (column_num,) of (LTS, UTE)
-    unsigned column_num,      // in [1, INT32_MAX]
-    unsigned steps)           // pairs a thread
+    int2* columns,                 // (column_num,) of (LTS, UTE)
+    unsigned column_num,           // in [1, INT32_MAX]
+    unsigned steps)                // pairs a thread
 {
     Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
     RuleColumns rule_columns = {pack, {left, right, sinks}};

@@ -73,8 +73,7 @@ struct TreeColumns {
         unsigned lane = threadIdx.x % WARP_THREADS, first = __shfl_sync(FULL_MASK, b, 0);
         unsigned next = min(b + 1, batch);
         unsigned q_start = pack.q[b], q_end = pack.q[next], kv_start = pack.k[b], kv_end = pack.k[next];
-        const Entries& parents = segments.parents;
-        int parent = b < batch ? parents.first[(unsigned long long)b * parents.stride] : -1;
+        int parent = b < batch ? segments.parents[b] : -1;
         int next_parent = __shfl_down_sync(FULL_MASK, parent, 1);
         bool is_inner = lane == WARP_THREADS - 1 || next_parent >= (int)b;
         bool is_open = b < batch && is_inner && kv_start <= columns.last && kv_end > columns.first;
@@ -113,12 +112,12 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_tree(
     unsigned q_stride,             // 1 for int32, 2 for int64
     unsigned k_stride,
     unsigned batch,
-    const int* parent,        // (batch,) words of stride parent_stride
+    const int* parent,             // (batch,) words of stride parent_stride
     unsigned parent_stride,
-    const int* minima,        // by segment_minima, or null where it is not launched
-    int2* columns,            // (column_num,) of (LTS, UTE)
-    unsigned column_num,      // in [1, INT32_MAX]
-    unsigned steps)           // pairs a thread
+    const int* minima,             // by segment_minima, or null where it is not launched
+    int2* columns,                 // (column_num,) of (LTS, UTE)
+    unsigned column_num,           // in [1, INT32_MAX]
+    unsigned steps)                // pairs a thread
 {
     Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
     Segments segments = segments_of(parent, parent_stride, batch, minima);

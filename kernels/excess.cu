@@ -54,7 +54,7 @@ __device__ void add_excess(
 }
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void excess_of_rows(
-    const unsigned* cu_seqlens_q,     // all as for row_staircases, and its grid
+    const unsigned* cu_seqlens_q,  // all as for row_staircases, and its grid
     const unsigned* cu_seqlens_k,
     unsigned q_stride,
     unsigned k_stride,
@@ -63,11 +63,11 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void excess_of_rows(
     int is_int64,
     unsigned row_num,
     unsigned group_shift,
-    int* ends,                   // (row_num,) as row_staircases leaves them
-    int* starts,                 // (row_num,)
-    const int2* group_edges,     // (gridDim.x,)
-    unsigned long long* pairs,   // (1,) 0 before, and left so where there is no excess
-    unsigned long long* rows)    // (1,) 0 before: row_num - the first row concerned; or null
+    int* ends,                     // (row_num,) as row_staircases leaves them
+    int* starts,                   // (row_num,)
+    const int2* group_edges,       // (gridDim.x,)
+    unsigned long long* pairs,     // (1,) 0 before, and left so where there is no excess
+    unsigned long long* rows)      // (1,) 0 before: row_num - the first row concerned; or null
 {
     __shared__ int group_ends[GROUPS], group_starts[GROUPS];
     __shared__ WarpEdges max_edges, min_edges;

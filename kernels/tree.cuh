@@ -27,6 +27,8 @@ struct Entries {
     const int* first;
     unsigned stride, num;
 
+    __device__ int operator[](unsigned i) const { return first[(unsigned long long)i * stride]; }
+
     // The end of the run that `i` is in, or i itself where a run begins there.
     __device__ unsigned run_end(unsigned i) const { return min((i + RUN - 1) / RUN * RUN, num); }
 
@@ -40,7 +42,7 @@ struct Entries {
             int value[RUNS];
             for (unsigned r = 0; r < RUNS; ++r) {
                 unsigned i = from + r * RUN + lane;
-                value[r] = i < end ? first[(unsigned long long)i * stride] : b;
+                value[r] = i < end ? (*this)[i] : b;
             }
             for (unsigned r = 0; r < RUNS; ++r) {
                 unsigned hits = __ballot_sync(FULL_MASK, value[r] < b);

@@ -188,7 +188,7 @@ MUTANTS = [
     Mutant(INTERVALS, "shared.lts_edges);\n        __syncthreads();", "shared.lts_edges);", "barrier", "thread"),
     # Trees
     Mutant(TREE, "min(b + 1, batch);\n        unsigned q_start", "b + 1;\n        unsigned q_start", "clip", "address"),
-    Mutant(TREE, "b < batch ? parents.first[(unsigned long long)b * parents.stride] : -1", "parents.first[(unsigned long long)b * parents.stride]", "clip", "address"),
+    Mutant(TREE, "b < batch ? segments.parents[b] : -1", "segments.parents[b]", "clip", "address"),
     Mutant(TREE, "next_parent >= (int)b", "next_parent > (int)b", "leaf"),
     Mutant(TREE, "lane == WARP_THREADS - 1 || next_parent", "next_parent", "leaf"),
     Mutant(TREE, "kv_start <= columns.last", "kv_start < columns.last", "bound"),
