@@ -36,6 +36,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void segment_minima(
     let_next_launch_begin();
     Segments segments = segments_of(parent, parent_stride, batch, minima);
     unsigned lane = threadIdx.x % WARP_THREADS, warp = warp_of_block(), first_run = blockIdx.x * RUN;
+    static_assert(RUN % WARPS == 0, "the warps share the runs evenly");
     int least[RUN / WARPS];  // all loads in flight at once
     for (unsigned i = 0; i < RUN / WARPS; ++i) {
         unsigned long long segment = (first_run + warp + i * WARPS) * RUN + lane;

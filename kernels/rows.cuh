@@ -13,7 +13,7 @@ struct Four {
     int at[PER_THREAD];
 };
 
-// attn_mask_kv: row_num pairs (start, end) of int32 or int64, of which those of valid rows are read.
+// attn_mask_kv: row_num pairs (start, end) of int32 or int64, of which those of rows in no sequence do not count.
 struct Intervals {
     const void* pairs;
     unsigned row_num;

@@ -64,7 +64,7 @@ __device__ unsigned warp_upper_bound(const Values& values, unsigned lo, unsigned
 }
 
 // The same by one thread for some keys at once, each in its own [lo, hi), as lo. Their loads are in
-// flight together. Every hi is at least 1, unless all ranges are empty.
+// flight together. At first every hi is at least 1, unless all ranges are empty.
 template <unsigned COUNT, class Values, class Key>
 __device__ void upper_bounds(
     const Values& values, unsigned (&lo)[COUNT], unsigned (&hi)[COUNT], const Key (&key)[COUNT])

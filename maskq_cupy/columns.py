@@ -41,8 +41,8 @@ def get_attn_mask_q(
         window: (left, right) keys around that diagonal, -1 for unbounded.
         num_sink_tokens: this many first keys of a sequence stay visible left of the window.
         out: int32, shape (N, 2) or (1, 1, N, 2), C-contiguous, on the GPU; is what is returned.
-        scratch: memory for calls with attn_mask_kv, any contiguous GPU array of at least
-            ``scratch_nbytes(Q)`` bytes; allocated if None. Needed in a graph capture only.
+        scratch: memory for calls with attn_mask_kv, any contiguous, 16-byte aligned GPU array of
+            at least ``scratch_nbytes(Q)`` bytes; allocated if None. Needed in a graph capture only.
         stream: the launch stream: a CuPy stream, a pointer, or an object with ``__cuda_stream__``
             or ``.cuda_stream``; CuPy's current one if None. Other frameworks' streams wait for
             it and it for them; the host does not.
@@ -53,8 +53,8 @@ def get_attn_mask_q(
         int32 cupy.ndarray, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c
         is shown to exactly the rows ``[UTE, LTS)``; or ``out``.
 
-    One launch, two with attn_mask_kv; O(N + Q) work; allocates the result and the scratch memory
-    from CuPy's pool, and nothing where they are given.
+    One launch, two with attn_mask_kv of more than 2,048 rows; O(N + Q) work; allocates the result and
+    the scratch memory from CuPy's pool, and nothing where they are given.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

@@ -250,7 +250,10 @@ def _driver() -> Any:
 
 @cache
 def _can_overlap(device: int) -> bool:
-    """Programmatic dependent launch came with compute capability 9.0."""
+    """Programmatic dependent launch came with compute capability 9.0, and with NVRTC 11.8.
+
+    An older NVRTC compiles for an older one, and no waits; the extras bring a newer one.
+    """
     return int(require_cupy().cuda.Device(device).compute_capability) >= 90
 
 

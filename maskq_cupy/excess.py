@@ -29,8 +29,8 @@ def excess_pairs(
         attn_mask_kv: int32 or int64, shape (Q, 2) or (2 * Q,): the keys [start, end) that each
             row sees, counted from its sequence's first key. The three are all on one GPU, or all
             lists and host arrays.
-        scratch: any contiguous GPU array of at least ``excess_scratch_nbytes(Q)`` bytes; allocated
-            if None. Needed in a graph capture only.
+        scratch: any contiguous, 16-byte aligned GPU array of at least ``excess_scratch_nbytes(Q)``
+            bytes; allocated if None. Needed in a graph capture only.
         stream: the launch stream, as in ``get_attn_mask_q``.
         out: int64, of one element, on the GPU; is what is returned.
 

@@ -168,6 +168,7 @@ def minima_nbytes(segment_num: int, few_segments: int) -> int:
 
 
 def _minima_blocks(segment_num: int) -> int:
+    """Return the blocks that write minima: one for 32 runs of 32 segments (tree.cuh)."""
     return -(-segment_num // 1024)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from on_cpu import emulator
+from on_cpu.calls import as_if_large
 from strategies import cuts, random_lengths, random_parents
 
 import maskq_cupy
@@ -123,11 +124,14 @@ def test_bad_order():
 
 # Kernels on the CPU
 
-FEW_SEGMENTS = 300  # so that forests of one, two and three levels of minima are quick
+FEW_SEGMENTS = 300  # so that forests with minima are quick
 
 
-def add_call(script, parent, q, k, n, misaligned=False):
-    """Add a call in buffers of exactly the contract's size, if it is due."""
+def add_call(script, parent, q, k, n, misaligned=False, large=False):
+    """Add a call in buffers of exactly the contract's size, if it is due.
+
+    If large, its launches are what the plan makes of packs too large for the CPU.
+    """
     if n == 0:
         return False
     stride_of_parent, *strides = [a.dtype.itemsize // 4 for a in (parent, q, k)]
@@ -145,6 +149,8 @@ def add_call(script, parent, q, k, n, misaligned=False):
         FEW_SEGMENTS,
     )
     for launch in launches:
+        if large:
+            launch = as_if_large(launch, 0, n)
         script.launch(launch.kernel, launch.grid, *launch.arguments)
     script.read(columns)
     return True
@@ -153,7 +159,7 @@ def add_call(script, parent, q, k, n, misaligned=False):
 def run(executable, trees, timeout=240):
     """Return the columns of each tree, all of them computed in one process."""
     script = emulator.Script()
-    due = [add_call(script, *tree, misaligned=i % 3 == 2) for i, tree in enumerate(trees)]
+    due = [add_call(script, *tree, i % 3 == 2, i % 2 == 1) for i, tree in enumerate(trees)]
     results = iter(script.run(executable, timeout))
     return [next(results) if is_due else np.empty((0, 2), np.int32) for is_due in due]
 
@@ -173,7 +179,7 @@ def test_kernel_on_random_trees(builds, sanitizer, count):
 
 
 def level_edges():
-    """Forests of one, two and three levels, cut around runs, with subtrees of every reach."""
+    """Forests without minima and of one run of them or more, with subtrees of every reach."""
     rng = np.random.default_rng(9)
     few = [1, 31, 32, 33, FEW_SEGMENTS, FEW_SEGMENTS + 1]
     for num in [*few, 1023, 1024, 1025, 5000, 32 * 1024 + 33]:
@@ -240,7 +246,9 @@ def test_gpu_equals_reference(cupy, seed):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num", [4096, 4097, 16_384, 32_768, 32_769, 100_000, 2**20 + 1])
+@pytest.mark.parametrize(
+    "num", [plan.FEW_SEGMENTS, plan.FEW_SEGMENTS + 1, 32_768, 32_769, 131_072, 131_073, 2**20 + 1]
+)
 def test_gpu_many_segments(cupy, num):
     rng = np.random.default_rng(num)
     segment = np.arange(num)
@@ -294,18 +302,22 @@ def test_gpu_out_and_number_of_columns(cupy):
 @pytest.mark.gpu
 @pytest.mark.parametrize("num", [300, 5000])
 def test_gpu_graph(cupy, num):
-    """More segments than a block searches alone want scratch memory, fewer do not."""
+    """More segments than a warp walks over want scratch memory, fewer do not."""
     rng = np.random.default_rng(num)
     n = 40 * num
     parent = cupy.full(num, -1, np.int32)
     q, k = cupy.zeros(num + 1, np.int32), cupy.zeros(num + 1, np.int32)
     out = cupy.empty((n, 2), np.int32)
-    scratch = cupy.empty(maskq_cupy.tree_scratch_nbytes(num), np.uint8) if num > 4096 else None
+    scratch = (
+        cupy.empty(maskq_cupy.tree_scratch_nbytes(num), np.uint8)
+        if num > plan.FEW_SEGMENTS
+        else None
+    )
     maskq_cupy.tree_attn_mask_q(parent, q, k, out=out, scratch=scratch)  # compiles
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         stream.begin_capture()
-        if num > 4096:
+        if num > plan.FEW_SEGMENTS:
             with pytest.raises(RuntimeError, match="scratch memory is allocated"):
                 maskq_cupy.tree_attn_mask_q(parent, q, k, out=out)
             maskq_cupy.tree_attn_mask_q(parent, q, k, out=out, scratch=scratch)

@@ -46,7 +46,7 @@ def as_if_large(launch, row_num, column_num):
     pairs, tiles, shift = 4, 3, 7  # a warp links 32 tiles at a time, and a search halves a group
     arguments, grid = list(launch.arguments), launch.grid
     group_num = (-(-row_num // emulator.TILE) - 1 >> shift) + 1
-    if launch.kernel == "columns_rule":
+    if launch.kernel in ("columns_rule", "columns_tree"):
         arguments[10] = pairs
         grid = column_num // (2 * emulator.CONSTANTS["BLOCK_THREADS"] * pairs) + 1
     elif launch.kernel in ("row_staircases", "excess_of_rows"):
