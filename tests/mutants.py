@@ -288,6 +288,7 @@ def run_excess(executable, by):
     test_excess.check(executable, random_packs, SECONDS)
     test_excess.check(executable, random_packs, SECONDS, large=True)
     test_excess.check(executable, list(test_excess.edges()), SECONDS)
+    test_excess.check(executable, list(test_excess.edges()), SECONDS, large=True)
     if by != "plain":
         hostile = [hostile_pack(rng, n, intervals=True) for n in TOKENS * 20]
         test_excess.run(executable, hostile, SECONDS)
@@ -304,32 +305,36 @@ OF_TREES = Suite((TREE,), run_trees)
 OF_EXCESS = Suite((INTERVALS, EXCESS), run_excess)
 OF_TILE_LISTS = Suite((TILES,), run_tile_lists)
 SUITES = {
-    SEARCH: OF_COLUMNS,
-    SEQUENCES: OF_COLUMNS,
-    ROWS: OF_COLUMNS,
-    STAIRCASE: OF_COLUMNS,
-    COLUMNS: OF_COLUMNS,
-    COLUMN_TILES: OF_COLUMNS,
-    RULE: OF_COLUMNS,
-    INTERVALS: OF_COLUMNS,
-    SUBTREES: OF_TREES,
-    TREE: OF_TREES,
-    EXCESS: OF_EXCESS,
-    TILES: OF_TILE_LISTS,
+    SEARCH: [OF_COLUMNS],
+    SEQUENCES: [OF_COLUMNS],
+    ROWS: [OF_COLUMNS, OF_EXCESS],
+    STAIRCASE: [OF_COLUMNS, OF_EXCESS],
+    COLUMNS: [OF_COLUMNS],
+    COLUMN_TILES: [OF_COLUMNS],
+    RULE: [OF_COLUMNS],
+    INTERVALS: [OF_COLUMNS],
+    SUBTREES: [OF_TREES],
+    TREE: [OF_TREES],
+    EXCESS: [OF_EXCESS],
+    TILES: [OF_TILE_LISTS],
 }
 
 
-def mutated(mutant):
-    """Return the inlined sources that the mutant's suite runs, with the mutant in them."""
-    sources = {name: compile.source(name) for name in SUITES[mutant.file].files}
-    return {name: text.replace(mutant.old, mutant.new) for name, text in sources.items()}
+def mutated(mutant, files):
+    """Return the files' inlined text, with the mutant in it."""
+    return {file: compile.source(file).replace(mutant.old, mutant.new) for file in files}
 
 
 def how_noticed(mutant, folder):
-    """Return how the CPU suite notices the mutant, in a word or two, or None if it does not."""
-    executable = emulator.build(folder, mutant.by, mutated(mutant), ["-w"])
+    """Return how a suite of the mutant's file notices it, in a word or two, or None."""
+    noticed = (how_suite_notices(suite, mutant, folder) for suite in SUITES[mutant.file])
+    return next(filter(None, noticed), None)
+
+
+def how_suite_notices(suite, mutant, folder):
+    executable = emulator.build(folder, mutant.by, mutated(mutant, suite.files), ["-w"])
     try:
-        SUITES[mutant.file].run(executable, mutant.by)
+        suite.run(executable, mutant.by)
     except AssertionError:
         return "wrong result"
     except subprocess.TimeoutExpired:
