@@ -26,19 +26,6 @@ __device__ unsigned warp_of_block()
     return of_warp(threadIdx.x / WARP_THREADS);
 }
 
-// Returns the first index in [lo, hi) whose value is above key, or hi. One thread, log2(hi - lo) loads.
-template <class Values, class Key>
-__device__ unsigned upper_bound(const Values& values, unsigned lo, unsigned hi, Key key)
-{
-#pragma unroll 1
-    while (lo < hi) {
-        unsigned middle = lo + (hi - lo) / 2;
-        if (values[middle] <= key) lo = middle + 1;
-        else hi = middle;
-    }
-    return lo;
-}
-
 // Narrows [lo, hi], which holds the upper bound of key, until it has fewer than `entries`. A whole
 // warp for one key: 32 probes at once, log32(hi - lo) dependent loads.
 template <class Values, class Key>
@@ -55,7 +42,7 @@ __device__ void warp_narrow(const Values& values, unsigned& lo, unsigned& hi, Ke
     }
 }
 
-// What upper_bound returns, by a whole warp for one key.
+// Returns the first index in [lo, hi) whose value is above key, or hi. A whole warp for one key.
 template <class Values, class Key>
 __device__ unsigned warp_upper_bound(const Values& values, unsigned lo, unsigned hi, Key key)
 {

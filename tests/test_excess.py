@@ -136,6 +136,8 @@ def edges():
             one = mask.copy()
             one[row] = rows - 1, rows
             yield Pack(lens, lens, one, rows, {})
+            mirrored = np.ascontiguousarray(rows - one[::-1, ::-1])  # starts where ends were
+            yield Pack(lens, lens, mirrored, rows, {})
         yield Pack(lens, lens, mask[::-1].copy(), rows, {})
     ones = cuts(np.ones(9 * emulator.WARP, int))
     yield Pack(ones, ones, np.tile([0, 1], (ones[-1], 1)), int(ones[-1]), {})
@@ -151,9 +153,10 @@ def test_kernel_on_random_packs(builds, sanitizer, count):
 
 
 @needs_gxx
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
-def test_kernel_at_edges(builds, sanitizer):
-    check(builds(sanitizer), list(edges()))
+def test_kernel_at_edges(builds, sanitizer, large):
+    check(builds(sanitizer), list(edges()), large=large)
 
 
 @needs_gxx

@@ -142,7 +142,7 @@ def run_many(run, make, executable, count):
 
 
 @pytest.mark.parametrize(
-    ("sanitizer", "count"), [("plain", 300), ("address", 400), ("thread", 100)]
+    ("sanitizer", "count"), [("plain", 200), ("address", 300), ("thread", 100)]
 )
 def test_on_the_cpu(builds, sanitizer, count):
     run_many(calls.run, hostile_pack, builds(sanitizer), count)

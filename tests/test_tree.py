@@ -308,16 +308,13 @@ def test_gpu_graph(cupy, num):
     parent = cupy.full(num, -1, np.int32)
     q, k = cupy.zeros(num + 1, np.int32), cupy.zeros(num + 1, np.int32)
     out = cupy.empty((n, 2), np.int32)
-    scratch = (
-        cupy.empty(maskq_cupy.tree_scratch_nbytes(num), np.uint8)
-        if num > plan.FEW_SEGMENTS
-        else None
-    )
+    nbytes = maskq_cupy.tree_scratch_nbytes(num)
+    scratch = cupy.empty(nbytes, np.uint8) if nbytes else None
     maskq_cupy.tree_attn_mask_q(parent, q, k, out=out, scratch=scratch)  # compiles
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
         stream.begin_capture()
-        if num > plan.FEW_SEGMENTS:
+        if nbytes:
             with pytest.raises(RuntimeError, match="scratch memory is allocated"):
                 maskq_cupy.tree_attn_mask_q(parent, q, k, out=out)
             maskq_cupy.tree_attn_mask_q(parent, q, k, out=out, scratch=scratch)
