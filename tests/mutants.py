@@ -172,7 +172,7 @@ MUTANTS = [
     Mutant(STAIRCASE, "group + 1 < group_num ? group_edges[group + 1] : NO_ROW", "NO_ROW", "group"),
     Mutant(STAIRCASE, "behind = min(behind, (*this)[tile + 1])", "behind = behind", "tile"),
     Mutant(INTERVALS, "atomicMax(marks + at, rows + i + 1)", "atomicMax(marks + at, rows + i)", "off-by-one"),
-    Mutant(INTERVALS, "if (at < next_at) atomicMax", "if (at <= next_at) atomicMax", "bound", "address"),
+    Mutant(INTERVALS, "if (at < next_at) atomicMax", "if (at <= next_at) atomicMax", "bound"),
     Mutant(INTERVALS, "min(max(step, column_first), column_last + 1) - column_first", "min(max(step, column_first), column_last) - column_first", "off-by-one"),
     Mutant(INTERVALS, "min(max(step, column_first), column_last + 1) - column_first", "min(step, column_last + 1) - column_first", "clip", "address"),
     Mutant(INTERVALS, "next <= here.column_first ||", "next <= here.column_first + 1 ||", "off-by-one"),
