@@ -115,7 +115,9 @@ def columns_on_gpu(columns: Any, streams: Streams) -> GpuArray:
         )
     checks.check_columns_form(array.dtype, array.shape)
     if not array.contiguous:
-        raise ValueError(f"columns must be C-contiguous, got a strided view of shape {array.shape}")
+        raise ValueError(
+            f"columns must be C-contiguous, got a strided view of shape {tuple(array.shape)}"
+        )
     if array.pointer % 8:
         raise ValueError(f"columns must be 8-byte aligned, got address {array.pointer:#x}")
     return array

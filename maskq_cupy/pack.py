@@ -76,7 +76,9 @@ def check_intervals(intervals: GpuArray) -> int:
 
 def check_contiguous(name: str, array: GpuArray) -> None:
     if not array.contiguous:
-        raise ValueError(f"{name} must be C-contiguous, got a strided view of shape {array.shape}")
+        raise ValueError(
+            f"{name} must be C-contiguous, got a strided view of shape {tuple(array.shape)}"
+        )
 
 
 def check_out(target: GpuArray, inputs: list[GpuArray], column_num: int | None) -> int:
