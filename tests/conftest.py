@@ -1,6 +1,7 @@
 """Tests marked `gpu` are skipped, with one line for all of them, where no CUDA device is usable."""
 
 import functools
+import importlib
 import importlib.util
 
 import pytest
@@ -39,3 +40,17 @@ def builds(tmp_path_factory):
         pytest.skip("g++ is not installed")
     folder = tmp_path_factory.mktemp("on_cpu")
     return lambda sanitizer: emulator.build(folder, sanitizer)
+
+
+@pytest.fixture(scope="session")
+def cupy():
+    """Return cupy, for tests marked `gpu`: those are skipped where it cannot be imported."""
+    return importlib.import_module("cupy")
+
+
+@pytest.fixture
+def second(cupy):
+    """Return the second device."""
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("one GPU")
+    return cupy.cuda.Device(1)

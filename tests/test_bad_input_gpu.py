@@ -11,11 +11,6 @@ import maskq_cupy
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture(scope="module")
-def cupy():
-    return pytest.importorskip("cupy")
-
-
 class ReadOnly:
     """An array by the CUDA array interface alone, not to be written to."""
 
@@ -205,13 +200,6 @@ def test_strided_torch_out_is_refused(cupy, dim):
     out = torch.zeros((*dim[:-1], 4), dtype=torch.int32, device="cuda")[..., ::2]
     message = f"out must be C-contiguous, got a strided view of shape {dim}"
     check_refused(cupy, Good(cupy), {"out": out}, ValueError, message)
-
-
-@pytest.fixture
-def second(cupy):
-    if cupy.cuda.runtime.getDeviceCount() < 2:
-        pytest.skip("one GPU")
-    return cupy.cuda.Device(1)
 
 
 def test_two_devices_are_refused(cupy, second):

@@ -1,6 +1,5 @@
 """Lists of tiles: the reference against brute force and torch, the kernels against it."""
 
-import importlib
 import math
 
 import numpy as np
@@ -260,11 +259,6 @@ def test_memory_of_a_large_pack():
 
 
 # On a GPU
-
-
-@pytest.fixture(scope="module")
-def cupy():
-    return importlib.import_module("cupy")
 
 
 def to_host(cupy, blocks):

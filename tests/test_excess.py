@@ -1,7 +1,5 @@
 """How many pairs the columns show beyond the intervals: reference, kernels on the CPU, GPU."""
 
-import importlib
-
 import numpy as np
 import oracle
 import pytest
@@ -179,11 +177,6 @@ def test_kernel_on_many_tiles_a_group(builds):
 
 
 # GPU
-
-
-@pytest.fixture(scope="module")
-def cupy():
-    return importlib.import_module("cupy")
 
 
 @pytest.mark.gpu

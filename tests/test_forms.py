@@ -1,7 +1,6 @@
 """Four columns and the dense mask: the reference, the kernels on the CPU, the GPU functions."""
 
 import doctest
-import importlib
 
 import numpy as np
 import oracle
@@ -93,11 +92,6 @@ def test_kernels(builds, sanitizer, count):
 
 
 # On a GPU
-
-
-@pytest.fixture(scope="module")
-def cupy():
-    return importlib.import_module("cupy")
 
 
 FORMS = ("to_four_columns", "to_dense")

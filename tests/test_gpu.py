@@ -1,7 +1,5 @@
 """The operator on a GPU: equality with the reference, frameworks, streams, graphs, forms of out."""
 
-import importlib
-
 import numpy as np
 import pytest
 from strategies import Pack, cuts, random_pack
@@ -10,11 +8,6 @@ import maskq_cupy
 from maskq_cupy import reference
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(scope="module")
-def cupy():
-    return importlib.import_module("cupy")
 
 
 def on_gpu(cupy, pack):
@@ -297,13 +290,6 @@ def test_out_of_jax_is_refused(cupy):
     q = cupy.asarray([0, 3], np.int32)
     with pytest.raises(ValueError, match=r"^out must be writable, got a read-only "):
         maskq_cupy.get_attn_mask_q(q, q, out=out)
-
-
-@pytest.fixture
-def second(cupy):
-    if cupy.cuda.runtime.getDeviceCount() < 2:
-        pytest.skip("one GPU")
-    return cupy.cuda.Device(1)
 
 
 def test_every_function_on_another_device(cupy, second):

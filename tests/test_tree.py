@@ -1,6 +1,5 @@
 """The columns of prefix trees: reference, kernels on the CPU, GPU, torch's attention."""
 
-import importlib
 import runpy
 from pathlib import Path
 
@@ -221,11 +220,6 @@ def test_kernel_on_parents_in_any_order(builds):
 
 
 # GPU
-
-
-@pytest.fixture(scope="module")
-def cupy():
-    return importlib.import_module("cupy")
 
 
 def check_gpu(cupy, parent, q, k, n):
