@@ -71,7 +71,7 @@ struct TreeColumns {
     // of segments that have some of the warp's columns are looked up.
     __device__ Sequence load(unsigned b) const
     {
-        unsigned lane = threadIdx.x % WARP_THREADS, first = __shfl_sync(FULL_MASK, b, 0);
+        unsigned lane = threadIdx.x % WARP_THREADS, first = of_warp(b);
         unsigned next = min(b + 1, batch);
         unsigned q_start = pack.q[b], q_end = pack.q[next], kv_start = pack.k[b], kv_end = pack.k[next];
         int parent = b < batch ? segments.parents[b] : -1;

@@ -186,11 +186,11 @@ def refuse_after_fork() -> None:
     os.register_at_fork(after_in_child=in_child)
 
 
-def streams_of(stream: Any, device: int = -1) -> Streams:
+def streams_of(stream: Any, device: int) -> Streams:
     """Return the launch stream that the argument `stream` means, and CuPy's current one.
 
     A CuPy stream, a raw pointer, what has `__cuda_stream__` or `.cuda_stream`, or None. `device` is
-    the current device, for which CuPy need not ask the driver again where the caller gives it.
+    the current device, so that CuPy need not ask the driver for it again.
     """
     streams = Streams()
     streams.launch = streams.current = _normal(_get_current_stream(device).ptr)

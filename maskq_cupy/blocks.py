@@ -52,7 +52,7 @@ def to_blocks(
     row_num = checks.check_int(q_token_num, "q_token_num")
     block_size = checks.check_block_size(block_size)
     device = arrays.current_device()
-    streams = arrays.streams_of(stream)
+    streams = arrays.streams_of(stream, device)
     source = forms.columns_on_gpu(columns, streams)
     targets = {} if out is None else _targets(out, streams)
     memory = None if scratch is None else launch.on_gpu(scratch, "scratch", streams)
@@ -68,7 +68,7 @@ def to_blocks(
     if stream is not None:
         arrays.check_stream(streams.launch)
 
-    column_num = checks.check_columns_form(source.dtype, source.shape)
+    column_num = source.shape[-2]
     shapes = plan.block_shapes(*plan.tile_grid(row_num, column_num, block_size))
     for (name, target), shape in zip(targets.items(), shapes, strict=False):
         forms.check_result(name, target, "int32", (shape,), alignment=4)
@@ -103,7 +103,7 @@ def write_lists(
     caller that has just made them need not pay for questions about them.
     """
     device = arrays.current_device()
-    streams = arrays.streams_of(stream)
+    streams = arrays.streams_of(stream, device)
     source = forms.columns_on_gpu(columns, streams)
     if source.device != device:
         with cupy.cuda.Device(source.device):

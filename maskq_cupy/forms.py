@@ -33,9 +33,9 @@ def to_four_columns(columns: Any, q_token_num: int, *, out: Any = None, stream: 
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
     device = arrays.current_device()
-    streams = arrays.streams_of(stream)
+    streams = arrays.streams_of(stream, device)
     source = columns_on_gpu(columns, streams)
-    column_num = checks.check_columns_form(source.dtype, source.shape)
+    column_num = source.shape[-2]
     target = None if out is None else launch.on_gpu(out, "out", streams)
     given = [array for array in (source, target) if array is not None]
     other = launch.other_device(given, device)
@@ -80,9 +80,9 @@ def to_dense(
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
     device = arrays.current_device()
-    streams = arrays.streams_of(stream)
+    streams = arrays.streams_of(stream, device)
     source = columns_on_gpu(columns, streams)
-    column_num = checks.check_columns_form(source.dtype, source.shape)
+    column_num = source.shape[-2]
     checks.check_dense_size(row_num, column_num, limit)
     target = None if out is None else launch.on_gpu(out, "out", streams)
     given = [array for array in (source, target) if array is not None]

@@ -4,7 +4,7 @@ import numpy as np
 import oracle
 import pytest
 from on_cpu import emulator
-from on_cpu.calls import as_if_large
+from on_cpu.calls import add_launches
 from strategies import Pack, cuts, random_intervals, random_lengths, random_pack
 
 import maskq_cupy
@@ -91,10 +91,7 @@ def add_call(script, pack, misaligned=False, large=False, with_first=True):
         script.buffer(np.full(plan.excess_scratch_nbytes(row_num), 0x5A, np.uint8)),
         emulator.CONSTANTS["BLOCK_THREADS"],
     )
-    for launch in launches:
-        if large:
-            launch = as_if_large(launch, row_num, pack.kv_token_num)
-        script.launch(launch.kernel, launch.grid, *launch.arguments)
+    add_launches(script, launches, row_num, pack.kv_token_num, large)
     script.read(found)
     return True
 

@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 from on_cpu import emulator
-from on_cpu.calls import as_if_large
+from on_cpu.calls import add_launches
 from strategies import cuts, random_lengths, random_parents
 
 import maskq_cupy
@@ -147,10 +147,7 @@ def add_call(script, parent, q, k, n, misaligned=False, large=False):
         emulator.CONSTANTS["BLOCK_THREADS"],
         FEW_SEGMENTS,
     )
-    for launch in launches:
-        if large:
-            launch = as_if_large(launch, 0, n)
-        script.launch(launch.kernel, launch.grid, *launch.arguments)
+    add_launches(script, launches, 0, n, large)
     script.read(columns)
     return True
 

@@ -33,12 +33,17 @@ def add_call(script, pack, misaligned=False, large=False):
             batch, intervals, mask.dtype == np.int64, row_num, columns, pack.kv_token_num, scratch,
             block,
         )  # fmt: skip
-    for launch in launches:
-        if large:
-            launch = as_if_large(launch, row_num, pack.kv_token_num)
-        script.launch(launch.kernel, launch.grid, *launch.arguments)
+    add_launches(script, launches, row_num, pack.kv_token_num, large)
     script.read(columns)
     return True
+
+
+def add_launches(script, launches, row_num, column_num, large):
+    """Add launches, if large as the plan makes them of packs too large for the CPU."""
+    for launch in launches:
+        if large:
+            launch = as_if_large(launch, row_num, column_num)
+        script.launch(launch.kernel, launch.grid, *launch.arguments)
 
 
 def as_if_large(launch, row_num, column_num):
