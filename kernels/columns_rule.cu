@@ -36,16 +36,15 @@ struct RuleColumns {
 
     struct Sequence {
         unsigned end;  // of its keys
-        unsigned q_end, q_len, kv_start;
+        unsigned q_end, q_start, kv_start;
     };
 
-    // Reads sequence b; b = batch is the padding, which has no rows.
+    // Reads sequence b; b = batch is the padding, which has no rows. Nothing is computed of what is
+    // read, for which a warp would wait here.
     __device__ Sequence load(unsigned b) const
     {
-        unsigned next = min(b + 1, batch);
-        unsigned q_end = pack.q[next];
-        unsigned kv_end = pack.k[next];
-        return {b < batch ? kv_end : NO_END, q_end, q_end - pack.q[b], pack.k[b]};
+        unsigned next = min(b + 1, batch), kv_end = b < batch ? pack.k[next] : NO_END;
+        return {kv_end, pack.q[next], pack.q[b], pack.k[b]};
     }
 
     __device__ Sequence of_lane(const Sequence& own, unsigned lane) const
@@ -53,16 +52,16 @@ struct RuleColumns {
         return {
             __shfl_sync(FULL_MASK, own.end, lane),
             __shfl_sync(FULL_MASK, own.q_end, lane),
-            __shfl_sync(FULL_MASK, own.q_len, lane),
+            __shfl_sync(FULL_MASK, own.q_start, lane),
             rule.sinks > 0 ? __shfl_sync(FULL_MASK, own.kv_start, lane) : 0};
     }
 
     // Returns (LTS, UTE) of a column of the sequence.
     __device__ int2 bounds(const Sequence& own, unsigned column) const
     {
-        unsigned keys_after = own.end - 1 - column;
-        unsigned rows_from_ute = min(keys_after + 1 + rule.right, own.q_len);
-        unsigned rows_from_lts = min((unsigned)max((int)(keys_after - rule.left), 0), own.q_len);
+        unsigned keys_after = own.end - 1 - column, q_len = own.q_end - own.q_start;
+        unsigned rows_from_ute = min(keys_after + 1 + rule.right, q_len);
+        unsigned rows_from_lts = min((unsigned)max((int)(keys_after - rule.left), 0), q_len);
         bool sink = column - own.kv_start < rule.sinks;
         int lts = (int)(sink ? own.q_end : own.q_end - rows_from_lts);
         return make_int2(lts, (int)(own.q_end - rows_from_ute));

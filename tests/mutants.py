@@ -109,13 +109,13 @@ MUTANTS = [
     Mutant(COLUMNS, "else if (has_a) columns[column] = a;", "", "tail"),
     Mutant(COLUMNS, "else if (has_b) columns[column + 1] = b;", "", "head"),
     # The rule
-    Mutant(RULE, "min(keys_after + 1 + rule.right, own.q_len)", "min(keys_after + rule.right, own.q_len)", "off-by-one"),
-    Mutant(RULE, "min(keys_after + 1 + rule.right, own.q_len)", "keys_after + 1 + rule.right", "clip"),
+    Mutant(RULE, "min(keys_after + 1 + rule.right, q_len)", "min(keys_after + rule.right, q_len)", "off-by-one"),
+    Mutant(RULE, "min(keys_after + 1 + rule.right, q_len)", "keys_after + 1 + rule.right", "clip"),
     Mutant(RULE, "max((int)(keys_after - rule.left), 0)", "(int)(keys_after - rule.left)", "clip"),
     Mutant(RULE, "sink ? own.q_end : own.q_end - rows_from_lts", "own.q_end - rows_from_lts", "sinks"),
     Mutant(RULE, "column - own.kv_start < rule.sinks", "column - own.kv_start <= rule.sinks", "off-by-one"),
     Mutant(RULE, "(int)(own.q_end - rows_from_ute)", "(int)(own.q_end - rows_from_lts)", "swap"),
-    Mutant(RULE, "min(b + 1, batch);\n        unsigned q_end", "b + 1;\n        unsigned q_end", "clip", "address"),
+    Mutant(RULE, "next = min(b + 1, batch), kv_end", "next = b + 1, kv_end", "clip", "address"),
     # Tiles of columns
     Mutant(COLUMN_TILES, "min(start + size, end) - 1 - lead", "min(start + size, end) - 2 - lead", "off-by-one"),
     Mutant(COLUMN_TILES, "Span own = {max(start, lead) - lead", "Span own = {max(start, lead)", "lead"),
