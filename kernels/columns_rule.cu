@@ -28,6 +28,7 @@ struct Rule {
     unsigned left, right, sinks;  // each in [0, INT32_MAX]
 };
 
+// What a SequenceWindow asks for.
 struct RuleColumns {
     Pack pack;
     Rule rule;
@@ -67,6 +68,38 @@ struct RuleColumns {
         return make_int2(lts, (int)(own.q_end - rows_from_ute));
     }
 };
+
+// Writes the warp's columns.
+__device__ void write_tile(const RuleColumns& rule_columns, const Tile& tile)
+{
+    SequenceWindow<RuleColumns> window(rule_columns);
+    window.range = sequences_of_block(rule_columns, tile.of_block);
+    unsigned start = tile.start, lead = tile.lead, lane = threadIdx.x % WARP_THREADS;
+    unsigned first = tile.own.first;
+    using Sequence = RuleColumns::Sequence;
+    Sequence own = {};  // of the column before; at first none
+#pragma unroll 1
+    for (unsigned step = 0; step < tile.steps && first <= tile.own.last; ++step) {
+        unsigned last = min(start + 2 * WARP_THREADS - 1 - lead, tile.own.last);
+        unsigned column = start + 2 * lane - lead;  // -1 in front of a half pair
+        int2 pair[2] = {};
+        if (last < own.end) {  // most go on in the sequence before
+            for (unsigned i = 0; i < 2; ++i) pair[i] = rule_columns.bounds(own, column + i);
+        } else {
+            unsigned a = min(max(start + 2 * lane, lead) - lead, last), b = min(column + 1, last);
+            auto use = [&](unsigned i, const Sequence& sequence, bool is_it) {
+                int2 bounds = rule_columns.bounds(sequence, column + i);
+                pair[i] = is_it ? bounds : pair[i];
+            };
+            unsigned of_last = window.find({first, last}, {a, b}, use);
+            if (step + 1 < tile.steps) own = rule_columns.of_lane(window.own, of_last);
+        }
+        if (last - first == 2 * WARP_THREADS - 1) store_whole_pair(tile.columns, column, pair[0], pair[1]);
+        else store_pair(tile.columns, column, tile.column_num, pair[0], pair[1]);
+        start += 2 * WARP_THREADS;
+        first = last + 1;
+    }
+}
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_rule(
     const unsigned* cu_seqlens_q,  // (>= batch + 1,) words of stride q_stride

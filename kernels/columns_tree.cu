@@ -17,14 +17,29 @@
 //                             UTE      0  1  2  3  4
 //                             LTS      5  5  4  4  5
 //
+// A block writes some columns in a row, from a window of segments in shared memory, one a thread. Of a
+// pack of few segments the window holds them all. Of more, it is laid where the columns' segments would
+// be if all were of one length, and searched for only if they are not there. Each thread finds the end
+// of its segment's subtree among the parents next to it (tree.cuh); where one is farther, the block
+// looks for it in minima of the parents. Then each warp writes its columns (column_tiles.cuh).
+//
 //   segment_minima   a block writes the minima of 32 runs of 32 parents, and their own; reads 4 * B
-//                    bytes; not launched where segments are few: a walk over them needs no minima
-//   columns_tree     a warp writes some columns in a row (column_tiles.cuh), 8 * N bytes in all
+//                    bytes; not launched where segments are few: a block in need makes its own
+//   columns_tree     writes 8 * N bytes
 //
 // Preconditions: columns is 8-byte aligned; the grids cover all pairs and all segments.
 
 #include "column_tiles.cuh"
 #include "tree.cuh"
+
+#ifndef FEW_SEGMENTS
+#error "FEW_SEGMENTS: up to so many, segment_minima is not launched"
+#endif
+
+#define FEW_RUNS ((FEW_SEGMENTS + RUN - 1) / RUN)
+#define RUNS_NEAR 3                        // in which a subtree's end is near, a segment's own among them
+#define SLACK (BLOCK_THREADS / 4)          // segments in front of the one that a window is laid for
+#define MOST_GUESSED (16 * BLOCK_THREADS)  // segments: of more, a window is searched at once
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void segment_minima(
     const int* parent,       // (batch,) words of stride parent_stride
@@ -32,82 +47,197 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void segment_minima(
     unsigned batch,          // at least 1
     int* minima)             // (ceil(batch / 32) + ceil(batch / 1024),)
 {
-    __shared__ int of_runs[RUN];
     let_next_launch_begin();
     Segments segments = segments_of(parent, parent_stride, batch, minima);
-    unsigned lane = threadIdx.x % WARP_THREADS, warp = warp_of_block(), first_run = blockIdx.x * RUN;
-    static_assert(RUN % WARPS == 0, "the warps share the runs evenly");
-    int least[RUN / WARPS];  // all loads in flight at once
-    for (unsigned i = 0; i < RUN / WARPS; ++i) {
-        unsigned long long segment = (first_run + warp + i * WARPS) * RUN + lane;
-        least[i] = segment < batch ? parent[segment * parent_stride] : INT32_MAX_VALUE;
-    }
-    for (unsigned i = 0; i < RUN / WARPS; ++i) {
-        unsigned run = warp + i * WARPS;
-        least[i] = warp_min(least[i]);
-        if (lane == 0) of_runs[run] = least[i];
-        if (lane == 0 && first_run + run < segments.level_1.num) minima[first_run + run] = least[i];
-    }
+    unsigned run = blockIdx.x * RUN, end = min(run + RUN, segments.level_1.num);
+    write_minima(segments.parents, run, end, minima);
     __syncthreads();
-    if (warp != 0) return;
-    int least_of_all = warp_min(of_runs[lane]);
-    if (lane == 0) minima[segments.level_1.num + blockIdx.x] = least_of_all;
+    if (warp_of_block() != 0) return;
+    unsigned lane = threadIdx.x % WARP_THREADS;
+    int least = warp_min(run + lane < end ? minima[run + lane] : INT32_MAX_VALUE);
+    if (lane == 0) minima[segments.level_1.num + blockIdx.x] = least;
 }
 
-struct TreeColumns {
+// A thread's segment as it is read. Nothing is computed of it at once: that would wait for it.
+struct Own {
+    unsigned b, kv_start, kv_end, q_start, q_end;
+    int parent;
+};
+
+struct Forest {
     Pack pack;
     Segments segments;
-    Span columns;  // of the warp
-    SequenceEnds ends = {pack.k};
-    unsigned batch = pack.batch;
 
-    struct Sequence {
-        unsigned end;  // of its keys
-        unsigned q_end, q_len;
-        int row_end;   // of its subtree
-    };
-
-    // Reads segment b, which is one more in each lane up to the padding, b = batch. Only the subtrees
-    // of segments that have some of the warp's columns are looked up.
-    __device__ Sequence load(unsigned b) const
+    // Reads segment b; from `batch` on there is the padding, of which each ends its own subtree.
+    __device__ Own load(unsigned b) const
     {
-        unsigned lane = threadIdx.x % WARP_THREADS, first = of_warp(b);
-        unsigned next = min(b + 1, batch);
-        unsigned q_start = pack.q[b], q_end = pack.q[next], kv_start = pack.k[b], kv_end = pack.k[next];
-        int parent = b < batch ? segments.parents[b] : -1;
-        int next_parent = __shfl_down_sync(FULL_MASK, parent, 1);
-        bool is_inner = lane == WARP_THREADS - 1 || next_parent >= (int)b;
-        bool is_open = b < batch && is_inner && kv_start <= columns.last && kv_end > columns.first;
-        unsigned row_end = q_end;
-        for (unsigned open = __ballot_sync(FULL_MASK, is_open); open != 0; open &= open - 1) {
-            unsigned at = __ffs((int)open) - 1, own = first + at;
-            unsigned up_to_own = FULL_MASK >> (WARP_THREADS - 1 - at);
-            unsigned behind = __ballot_sync(FULL_MASK, parent < (int)own) & ~up_to_own;
-            unsigned end;
-            if (behind != 0) end = __shfl_sync(FULL_MASK, q_start, __ffs((int)behind) - 1);
-            else end = pack.q[segments.subtree_end(own, first + WARP_THREADS)];
-            if (lane == at) row_end = end;
-        }
-        return {b < batch ? kv_end : NO_END, q_end, q_end - q_start, (int)row_end};
+        unsigned at = min(b, pack.batch), next = min(b + 1, pack.batch);
+        int parent = b < pack.batch ? segments.parents[b] : -1;
+        unsigned kv_end = b < pack.batch ? pack.k[next] : NO_END;
+        return {b, pack.k[at], kv_end, pack.q[at], pack.q[next], parent};
     }
 
-    __device__ Sequence of_lane(const Sequence& own, unsigned lane) const
+    // Returns a window's first segment such that the column's is in the window. A whole block.
+    __device__ unsigned search(unsigned column) const
     {
-        return {
-            __shfl_sync(FULL_MASK, own.end, lane),
-            __shfl_sync(FULL_MASK, own.q_end, lane),
-            __shfl_sync(FULL_MASK, own.q_len, lane),
-            __shfl_sync(FULL_MASK, own.row_end, lane)};
+        unsigned first = 0, end = pack.batch;
+        narrow<OfBlock>(SequenceEnds{pack.k}, first, end, column, SLACK);
+        return first;
     }
 
-    // Returns (LTS, UTE) of a column of the segment.
-    __device__ int2 bounds(const Sequence& own, unsigned column) const
+    // The same for the block's first column, if all segments are of one length.
+    __device__ unsigned guess(unsigned segments_a_block) const
     {
-        return make_int2(own.row_end, (int)(own.q_end - min(own.end - column, own.q_len)));
+        if (pack.batch < BLOCK_THREADS) return 0;
+        unsigned in_front = (unsigned)((unsigned long long)blockIdx.x * segments_a_block >> 16);
+        return in_front - min(in_front, SLACK);
     }
 };
 
-extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_tree(
+struct __align__(16) Segment {
+    unsigned end;  // of its keys
+    unsigned q_end, q_len;
+    unsigned row_end;  // of its subtree
+};
+
+// Consecutive segments, in shared memory.
+struct Window {
+    Segment at[BLOCK_THREADS];
+    int parent[BLOCK_THREADS];
+    unsigned of_warp[WARPS + 1];  // the segments of the warps' first columns, and of the next block's
+    unsigned start;               // of the first segment's keys
+    unsigned has_far;             // whether the end of some subtree is far
+    int minima[FEW_RUNS];         // of parents, where segment_minima is not launched
+};
+
+// Writes what several threads may write where cuts are not valid; the value of any of them will do.
+__device__ void write_any(unsigned& at, unsigned value)
+{
+#ifdef __CUDA_ARCH__
+    at = value;
+#else
+    atomicExch(&at, value);
+#endif
+}
+
+// A block's way through its columns.
+struct TreeBlock {
+    Forest forest;
+    Tile tile;
+    Window& window;
+
+    // Puts the threads' segments into the window.
+    __device__ void stage(const Own& own) const
+    {
+        window.at[threadIdx.x] = {own.kv_end, own.q_end, own.q_end - own.q_start, own.q_end};
+        window.parent[threadIdx.x] = own.parent;
+        // Each warp's first column is one segment's. Of cuts that are any bits it is some segment's too:
+        // the first begins in front of all, and the last ends behind all.
+        unsigned start = own.kv_start, end = own.kv_end;
+        if (threadIdx.x == 0) {
+            window.start = own.b == 0 ? 0 : start;
+            window.has_far = 0;
+            start = 0;
+        }
+        if (threadIdx.x == BLOCK_THREADS - 1) end = NO_END;
+        if (own.b > forest.pack.batch) start = NO_END;
+        unsigned size = 2 * WARP_THREADS * tile.steps, block = blockIdx.x * WARPS * size - tile.lead;
+        for (unsigned warp = 0; warp <= WARPS; ++warp) {
+            unsigned column = warp == 0 ? tile.of_block.first : block + warp * size;
+            if (start <= column && column < end) write_any(window.of_warp[warp], threadIdx.x);
+        }
+        __syncthreads();
+    }
+
+    // Finds the row ends of the subtrees of segments that have columns of the span. Returns whether the
+    // thread's is far.
+    __device__ bool link(const Own& own, Span span) const
+    {
+        bool is_in_span = own.kv_start <= span.last && own.kv_end > span.first;
+        bool is_asked = is_in_span && own.b < forest.pack.batch;
+        if (__ballot_sync(FULL_MASK, is_asked) == 0) return false;
+        unsigned lane = threadIdx.x % WARP_THREADS, warp = threadIdx.x / WARP_THREADS;
+        unsigned hits = 0, run = 0;  // lanes of the nearest run with parents below
+        for (unsigned i = 1; i <= RUNS_NEAR; ++i) {
+            unsigned r = RUNS_NEAR - i;  // the nearest last
+            int parent = warp + r < WARPS ? window.parent[threadIdx.x + r * RUN] : INT32_MAX_VALUE;
+            unsigned below = lanes_below(parent, own.b - lane);
+            if (r == 0) below &= (FULL_MASK - 1) << lane;
+            hits = below != 0 ? below : hits;
+            run = below != 0 ? r : run;
+        }
+        // The last of the subtree is in front of the first with a parent below.
+        unsigned last = (warp + run) * RUN + (unsigned)__ffs((int)hits) - 2;
+        if (hits != 0) window.at[threadIdx.x].row_end = window.at[last].q_end;
+        bool is_far = is_asked && hits == 0;
+        if (is_far) atomicOr(&window.has_far, 1u);
+        return is_far;
+    }
+
+    // Finds the row ends that are far.
+    __device__ void link_far(const Own& own, bool is_far) const
+    {
+        Segments all = forest.segments;
+        unsigned lane = threadIdx.x % WARP_THREADS, first = of_warp(own.b - lane), from = first;
+        if (all.level_1.first) wait_for_launch_before();  // which writes the minima
+        else {
+            all.level_1.first = window.minima;
+            unsigned run = of_warp(own.b - threadIdx.x) / RUN;
+            write_minima(all.parents, run, all.level_1.num, window.minima);
+            __syncthreads();
+        }
+        // From the last on: what is behind one's subtree is behind those of its ancestors, too.
+#pragma unroll 1
+        for (unsigned far = __ballot_sync(FULL_MASK, is_far); far != 0;) {
+            unsigned at = WARP_THREADS - 1 - (unsigned)__clz((int)far);
+            far ^= 1u << at;
+            from = all.subtree_end(first + at, max(from, first + at + 1));
+            unsigned row_end = forest.pack.q[from];
+            if (lane == at) window.at[threadIdx.x].row_end = row_end;
+        }
+        __syncthreads();
+    }
+
+    // Finds the segment of a column among lo .. hi of the window, as lo.
+    __device__ void find(unsigned& lo, unsigned hi, unsigned column) const
+    {
+#pragma unroll 1
+        for (unsigned num = hi - lo; num > 0; num /= 2) {
+            unsigned half = (num + 1) / 2;
+            if (window.at[lo + half - 1].end <= column) lo += half;
+        }
+    }
+
+    // Writes the warp's columns of the span, all in the window.
+    __device__ void write(Span span) const
+    {
+        unsigned lane = threadIdx.x % WARP_THREADS, warp = threadIdx.x / WARP_THREADS;
+        unsigned start = tile.start + 2 * lane, column = start - tile.lead;  // -1 in front of a half pair
+        unsigned hi = window.of_warp[warp + 1], lo = min(window.of_warp[warp], hi);  // of any cuts
+        find(lo, hi, max(start, tile.lead) - tile.lead);
+        Segment own = window.at[lo];
+#pragma unroll 1
+        for (unsigned step = 0; step < tile.steps; ++step, column += 2 * WARP_THREADS) {
+            int2 pair[2];
+            bool has[2];
+            for (unsigned i = 0; i < 2; ++i) {
+                has[i] = column + i - span.first <= span.last - span.first;
+                if (has[i] && own.end <= column + i && lo < hi) {
+                    ++lo;
+                    if (window.at[lo].end <= column + i) find(lo, hi, column + i);
+                    own = window.at[lo];
+                }
+                unsigned rows_from_ute = min(own.end - (column + i), own.q_len);
+                pair[i] = make_int2((int)own.row_end, (int)(own.q_end - rows_from_ute));
+            }
+            if (has[0] && has[1]) store_whole_pair(tile.columns, column, pair[0], pair[1]);
+            else if (has[0]) tile.columns[column] = pair[0];
+            else if (has[1]) tile.columns[column + 1] = pair[1];
+        }
+    }
+};
+
+extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 5) void columns_tree(
     const unsigned* cu_seqlens_q,  // (>= batch + 1,) words of stride q_stride
     const unsigned* cu_seqlens_k,  // (batch + 1,) words of stride k_stride
     unsigned q_stride,             // 1 for int32, 2 for int64
@@ -118,12 +248,36 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_tree(
     const int* minima,             // by segment_minima, or null where it is not launched
     int2* columns,                 // (column_num,) of (LTS, UTE)
     unsigned column_num,           // in [1, INT32_MAX]
-    unsigned steps)                // pairs a thread
+    unsigned steps,                // pairs a thread
+    unsigned segments_a_block)     // on average, times 2**16
 {
+    __shared__ Window window;
     Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
     Segments segments = segments_of(parent, parent_stride, batch, minima);
-    Tile tile = tile_of_warp(columns, column_num, steps);
-    TreeColumns tree_columns = {pack, segments, tile.own};
-    write_tile(tree_columns, tile);
+    Forest forest = {pack, segments};
+    bool is_searched = batch > MOST_GUESSED;
+    unsigned first = forest.guess(segments_a_block);
+    Own own = {};
+    if (!is_searched) own = forest.load(first + threadIdx.x);  // on its way before anything else is known
+    TreeBlock block = {forest, tile_of_warp(columns, column_num, steps), window};
+    Span span = block.tile.of_block;
+    while (span.first <= span.last) {  // once, mostly: what is left is behind the window
+        if (is_searched) {
+            __syncthreads();
+            first = forest.search(span.first);
+            own = forest.load(first + threadIdx.x);
+        }
+        block.stage(own);
+        bool is_far = block.link(own, span);
+        __syncthreads();
+        unsigned end = window.at[BLOCK_THREADS - 1].end;
+        bool is_held = is_searched || (window.start <= span.first && span.first < end);
+        is_searched = true;
+        if (!is_held) continue;
+        if (window.has_far) block.link_far(own, is_far);
+        unsigned last = end > span.last ? span.last : max(end, span.first + 1) - 1;
+        block.write({span.first, last});
+        span.first = last + 1;
+    }
     wait_for_launch_before();  // so that no launch behind this one begins before its end
 }

@@ -26,18 +26,32 @@ __device__ unsigned warp_of_block()
     return of_warp(threadIdx.x / WARP_THREADS);
 }
 
+// Who searches together for one key: each thread probes once a round, which costs one load's time.
+struct OfWarp {
+    static constexpr unsigned THREADS = WARP_THREADS;
+    static __device__ unsigned index() { return threadIdx.x % WARP_THREADS; }
+    static __device__ unsigned count(bool is_so)
+    {
+        return (unsigned)__popc(__ballot_sync(FULL_MASK, is_so));
+    }
+};
+
+struct OfBlock {
+    static constexpr unsigned THREADS = BLOCK_THREADS;
+    static __device__ unsigned index() { return threadIdx.x; }
+    static __device__ unsigned count(bool is_so) { return of_warp((unsigned)__syncthreads_count(is_so)); }
+};
+
 // Narrows [lo, hi], which holds the upper bound of key, until it has fewer than `entries`. A whole
-// warp for one key: 32 probes at once, log32(hi - lo) dependent loads.
-template <class Values, class Key>
-__device__ void warp_narrow(const Values& values, unsigned& lo, unsigned& hi, Key key, unsigned entries)
+// group: as many dependent loads as the logarithm of hi - lo to the base of its threads.
+template <class Group, class Values, class Key>
+__device__ void narrow(const Values& values, unsigned& lo, unsigned& hi, Key key, unsigned entries)
 {
-    unsigned lane = threadIdx.x % WARP_THREADS;
 #pragma unroll 1
     while (hi - lo >= entries) {
-        unsigned step = (hi - lo + WARP_THREADS - 1) / WARP_THREADS;
-        unsigned probe = lo + (lane + 1) * step - 1;
-        bool at_or_below = probe < hi && values[probe] <= key;
-        lo += __popc(__ballot_sync(FULL_MASK, at_or_below)) * step;
+        unsigned step = (hi - lo + Group::THREADS - 1) / Group::THREADS;
+        unsigned probe = lo + (Group::index() + 1) * step - 1;
+        lo += Group::count(probe < hi && values[probe] <= key) * step;
         hi = min(hi, lo + step - 1);
     }
 }
@@ -46,7 +60,7 @@ __device__ void warp_narrow(const Values& values, unsigned& lo, unsigned& hi, Ke
 template <class Values, class Key>
 __device__ unsigned warp_upper_bound(const Values& values, unsigned lo, unsigned hi, Key key)
 {
-    warp_narrow(values, lo, hi, key, 1);
+    narrow<OfWarp>(values, lo, hi, key, 1);
     return lo;
 }
 

@@ -109,7 +109,7 @@ struct SequenceWindow {
         if (passed == WARP_THREADS) {
             b = max(b, range.lo);
             unsigned hi = max(b, range.hi);
-            warp_narrow(of.ends, b, hi, position, WARP_THREADS);
+            narrow<OfWarp>(of.ends, b, hi, position, WARP_THREADS);
         }
         load(b);
     }

@@ -1,8 +1,9 @@
 // Where a segment's subtree ends, in a tree whose segments are packed in depth-first order.
 //
 // The subtree of segment b is b and the segments behind it up to the first whose parent is before b.
-// Two levels of minima find that one without a scan: an entry of level 1 is the least of a run of 32
-// parents, one of level 2 the least of a run of 32 of these. A warp looks at a whole run at once.
+// The segments next to b are looked at for 32 segments at once. For one that is farther, two levels of
+// minima find it without a scan: an entry of level 1 is the least of a run of 32 parents, one of level
+// 2 the least of a run of 32 of these. A warp looks at a whole run at once.
 //
 //     runs of 4     segment    0  1  2  3   4  5  6  7   8  9
 //                   parent    -1  0  1  0   3  4  3  0  -1  8
@@ -18,9 +19,38 @@
 #include "sequences.cuh"
 
 #define RUN 32
-#define RUNS_AT_ONCE 4  // that a warp has in flight
+#define RUNS_AT_ONCE 4    // that a warp has in flight in a walk
+#define MINIMA_AT_ONCE 8  // that it has in flight where it writes their minima
 
 static_assert(RUN == WARP_THREADS, "a warp looks at a whole run");
+
+// Returns value & mask. The compiler makes three instructions of a bit's test where it sees one.
+__device__ unsigned masked(unsigned value, unsigned mask)
+{
+#ifdef __CUDA_ARCH__
+    asm("and.b32 %0, %0, %1;" : "+r"(value) : "r"(mask));
+    return value;
+#else
+    return value & mask;
+#endif
+}
+
+// Returns the lanes whose parent is below the lane's own segment, which is first + lane, as bits.
+//
+// A lane's parent is below the segments of all lanes from some lane on, its rank. Ranks are compared
+// with each lane's number bit by bit: a ballot gives one bit of all of them.
+__device__ unsigned lanes_below(int parent, unsigned first)
+{
+    unsigned lane = threadIdx.x % WARP_THREADS;
+    unsigned rank = (unsigned)(min(max((int)((unsigned)parent - first), -1), WARP_THREADS - 1) + 1);
+    unsigned at_most = FULL_MASK;  // whose rank is at most the lane's number, as far as the bits below say
+    for (unsigned bit = 1; bit < WARP_THREADS; bit *= 2) {
+        unsigned ones = __ballot_sync(FULL_MASK, (int)masked(rank, bit));
+        unsigned own = (lane & bit) != 0 ? FULL_MASK : 0;
+        at_most = (own & ~ones) | (~(own ^ ones) & at_most);
+    }
+    return at_most & __ballot_sync(FULL_MASK, rank < WARP_THREADS);
+}
 
 // Consecutive entries, all int.
 struct Entries {
@@ -54,17 +84,15 @@ struct Entries {
 };
 
 struct Segments {
-    Entries parents, level_1, level_2;  // level_1.first is null where segments are few
+    Entries parents, level_1, level_2;  // level_2.first is null where there are few of level 1
 
     // Returns the first segment behind b's subtree, or as many as there are. A whole warp, for one b
     // whose subtree does not end before segment `from`, which is behind it.
     __device__ unsigned subtree_end(unsigned b, unsigned from) const
     {
-        if (!level_1.first) return parents.first_below<RUNS_AT_ONCE>((int)b, from, parents.num);
         unsigned end = parents.run_end(from);
         unsigned segment = parents.first_below<1>((int)b, from, end);
         if (segment < end || end == parents.num) return segment;
-        wait_for_launch_before();  // which writes the minima
         unsigned run = run_below((int)b, end / RUN);
         return parents.first_below<1>((int)b, run * RUN, min(run * RUN + RUN, parents.num));
     }
@@ -72,6 +100,7 @@ struct Segments {
     // Returns the first run of parents from `from` on of which one is below b, or as many as there are.
     __device__ unsigned run_below(int b, unsigned from) const
     {
+        if (!level_2.first) return level_1.first_below<RUNS_AT_ONCE>(b, from, level_1.num);
         unsigned end = level_1.run_end(from);
         unsigned run = level_1.first_below<1>(b, from, end);
         if (run < end || end == level_1.num) return run;
@@ -90,10 +119,32 @@ __device__ Segments segments_of(
     return {{parent, parent_stride, num}, {minima, 1, level_1}, {minima_2, 1, level_2}};
 }
 
-// Returns in lane 0 the least v of the warp.
+// Returns, at least in lane 0, the least v of the warp.
 __device__ int warp_min(int v)
 {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    return __reduce_min_sync(FULL_MASK, v);
+#else
     for (unsigned distance = WARP_THREADS / 2; distance > 0; distance /= 2)
         v = min(v, __shfl_down_sync(FULL_MASK, v, distance));
     return v;
+#endif
+}
+
+// Writes the least entry of each run from `run` to `end`, as minima[run]. A whole block.
+__device__ void write_minima(const Entries& entries, unsigned run, unsigned end, int* minima)
+{
+    unsigned lane = threadIdx.x % WARP_THREADS;
+#pragma unroll 1
+    for (run += warp_of_block() * MINIMA_AT_ONCE; run < end; run += WARPS * MINIMA_AT_ONCE) {
+        int least[MINIMA_AT_ONCE];
+        for (unsigned r = 0; r < MINIMA_AT_ONCE; ++r) {
+            unsigned long long i = (unsigned long long)(run + r) * RUN + lane;
+            least[r] = i < entries.num ? entries[(unsigned)i] : INT32_MAX_VALUE;
+        }
+        for (unsigned r = 0; r < MINIMA_AT_ONCE; ++r) {
+            least[r] = warp_min(least[r]);
+            if (lane == 0 && run + r < end) minima[run + r] = least[r];
+        }
+    }
 }

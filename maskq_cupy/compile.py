@@ -17,11 +17,13 @@ from typing import Any
 BLOCK_THREADS = 256
 NEAR_TILES = 4  # row tiles that a block reads whole for a tile of columns
 FEW_TILES_SHIFT = 1  # 2**this row tiles have staircases that fit in a block's shared memory
+FEW_SEGMENTS = 16384  # of a forest, whose minima fit in a block's shared memory
 OPTIONS = (
     "-std=c++17",
     f"-DBLOCK_THREADS={BLOCK_THREADS}",
     f"-DNEAR_TILES={NEAR_TILES}",
     f"-DFEW_TILES_SHIFT={FEW_TILES_SHIFT}",
+    f"-DFEW_SEGMENTS={FEW_SEGMENTS}",
 )
 
 _MISSING_CUPY = (
@@ -123,7 +125,7 @@ _KERNELS = {
     "columns_of_few_rows": ("columns_intervals.cu", "PPIIIPiIPI"),
     "excess_of_rows": ("excess.cu", "PPIIIPiIIPPPPP"),
     "segment_minima": ("columns_tree.cu", "PIIP"),
-    "columns_tree": ("columns_tree.cu", "PPIIIPIPPII"),
+    "columns_tree": ("columns_tree.cu", "PPIIIPIPPIII"),
     "column_tile_lists": ("tile_lists.cu", "PIIIIIPPPPP"),
     "row_tile_lists": ("tile_lists.cu", "PIIPPPP"),
     "four_columns": ("forms.cu", "PIiP"),

@@ -7,12 +7,11 @@ run the same launches on the CPU.
 from typing import Any, NamedTuple
 
 from maskq_cupy import checks
-from maskq_cupy.compile import BLOCK_THREADS, FEW_TILES_SHIFT
+from maskq_cupy.compile import BLOCK_THREADS, FEW_SEGMENTS, FEW_TILES_SHIFT
 from maskq_cupy.reference import Blocks
 from maskq_cupy.rule import Rule
 
 EDGES_NBYTES = 4 * 1024  # int2 for each of at most 512 groups of row tiles
-FEW_SEGMENTS = 2048  # of a forest, which a warp walks over without minima
 
 
 class Launch(NamedTuple):
@@ -39,10 +38,11 @@ def rule_launch(
     return Launch("columns_rule", grid, batch + rule + (columns, column_num, steps))
 
 
-def _column_tiles(column_num: int, block_threads: int) -> tuple[int, int]:
+def _column_tiles(column_num: int, block_threads: int, steps: int | None = None) -> tuple[int, int]:
     """Return the pairs of columns that a thread writes, and the blocks that write them all."""
     # More columns a thread save searches; fewer fill the GPU where there are few.
-    steps = 1 if column_num < 1 << 19 else 4 if column_num < 1 << 20 else 8
+    if steps is None:
+        steps = 1 if column_num < 1 << 19 else 4 if column_num < 1 << 20 else 8
     return steps, column_num // (2 * block_threads * steps) + 1  # may start with half a pair
 
 
@@ -153,9 +153,9 @@ def excess_launches(
 def tree_scratch_nbytes(segment_num: int) -> int:
     """Return the bytes of scratch memory that a tree of so many segments needs.
 
-    An eighth of a byte a segment or so; none up to 2,048 segments.
+    An eighth of a byte a segment or so; none up to 16,384 segments.
 
-    >>> tree_scratch_nbytes(2048), tree_scratch_nbytes(100_000)
+    >>> tree_scratch_nbytes(16_384), tree_scratch_nbytes(100_000)
     (0, 12892)
     """
     return minima_nbytes(segment_num, FEW_SEGMENTS)
@@ -187,14 +187,17 @@ def tree_launches(
     One where the segments are few; it needs no scratch.
     """
     segment_num = batch[-1]
-    steps, grid = _column_tiles(column_num, block_threads)
+    # Where segments are short, those of a block's columns would be more than its window holds.
+    is_dense = 32 * segment_num > column_num
+    steps, grid = _column_tiles(column_num, block_threads, 1 if is_dense else None)
     tree = (*batch, parent, parent_stride)
+    tiles = (columns, column_num, steps, min((segment_num << 16) // grid, 2**32 - 1))
     if segment_num <= few_segments:
-        return (Launch("columns_tree", grid, (*tree, 0, columns, column_num, steps)),)
+        return (Launch("columns_tree", grid, (*tree, 0, *tiles)),)
     grid_of_minima = _minima_blocks(segment_num)
     return (
         Launch("segment_minima", grid_of_minima, (parent, parent_stride, segment_num, scratch)),
-        Launch("columns_tree", grid, (*tree, scratch, columns, column_num, steps), overlap=True),
+        Launch("columns_tree", grid, (*tree, scratch, *tiles), overlap=True),
     )
 
 

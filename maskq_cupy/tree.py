@@ -36,8 +36,8 @@ def tree_attn_mask_q(
             GPU, which waits for it.
         out: int32, shape (N, 2) or (1, 1, N, 2), C-contiguous, on the GPU; is what is returned.
         scratch: any contiguous, 16-byte aligned GPU array of at least ``tree_scratch_nbytes(B)``
-            bytes, which is 0 up to 2,048 segments; allocated if None. Needed in a graph capture
-            only.
+            bytes, which is 0 up to 16,384 segments; allocated if None. Needed in a graph
+            capture only.
         stream: the launch stream, as in ``get_attn_mask_q``.
         validate: check the values on the GPU too, at the cost of a wait.
 
@@ -45,8 +45,9 @@ def tree_attn_mask_q(
         int32 cupy.ndarray, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c
         is shown to exactly the rows ``[UTE, LTS)``; or ``out``. It is what the rows see, exactly.
 
-    One launch, two where segments are many; O(N + B) work, and for a subtree's end a few loads, one
-    more for each 131,072 segments; allocates the result and the scratch memory from CuPy's pool,
+    One launch, two where segments are more than 16,384; O(N + B) work, and more for subtrees of
+    more than 64 segments: a block of columns that has some of one reads the parents behind it, or,
+    of the two launches, their minima; allocates the result and the scratch memory from CuPy's pool,
     and nothing where they are given.
 
     Raises:

@@ -14,7 +14,7 @@ FEW = (
     "probe < range.hi ?",
     "max((int)(keys_after",
     "__syncthreads();\n    fold",
-    "next_parent >=",
+    "run = below != 0",
     "row_num - (row + i)",
 )
 

@@ -123,7 +123,7 @@ def test_bad_order():
 
 # Kernels on the CPU
 
-FEW_SEGMENTS = 300  # so that forests with minima are quick
+FEW_SEGMENTS = emulator.CONSTANTS["FEW_SEGMENTS"]
 
 
 def add_call(script, parent, q, k, n, misaligned=False, large=False):
@@ -203,6 +203,25 @@ def test_kernel_at_level_edges(builds, sanitizer):
     check(builds(sanitizer), list(level_edges()))
 
 
+def far_from_even():
+    """Forests whose segments are not where they would be if all were of one length."""
+    rng = np.random.default_rng(12)
+    for num in (100, 900, 1500):
+        parent, few = random_parents(rng, num).astype(np.int32), np.zeros(num, int)
+        long = rng.integers(0, 9, num)
+        long[num // 2] = 3000
+        few[[num // 3, num // 3 + 1, num - 1]] = 700  # the others are empty
+        for lens in (np.sort(long), -np.sort(-long), long, few, 3000 * (np.arange(num) == 0)):
+            q, k = cuts(rng.permutation(lens)), cuts(lens)
+            yield parent, q, k, int(k[-1]) + int(rng.choice([0, 5, 2000]))
+
+
+@needs_gxx
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+def test_kernel_on_segments_far_from_even(builds, sanitizer):
+    check(builds(sanitizer), list(far_from_even()))
+
+
 @needs_gxx
 def test_kernel_on_parents_in_any_order(builds):
     """A subtree ends by its definition whatever the parents are, if the cuts are right."""
@@ -238,7 +257,7 @@ def test_gpu_equals_reference(cupy, seed):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "num", [plan.FEW_SEGMENTS, plan.FEW_SEGMENTS + 1, 32_768, 32_769, 131_072, 131_073, 2**20 + 1]
+    "num", [255, 256, 4096, 4097, plan.FEW_SEGMENTS, plan.FEW_SEGMENTS + 1, 32_769, 2**20 + 1]
 )
 def test_gpu_many_segments(cupy, num):
     rng = np.random.default_rng(num)
@@ -291,9 +310,9 @@ def test_gpu_out_and_number_of_columns(cupy):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num", [300, 5000])
+@pytest.mark.parametrize("num", [300, plan.FEW_SEGMENTS + 1000])
 def test_gpu_graph(cupy, num):
-    """More segments than a warp walks over want scratch memory, fewer do not."""
+    """Segments whose minima do not fit in a block want scratch memory, fewer do not."""
     rng = np.random.default_rng(num)
     n = 40 * num
     parent = cupy.full(num, -1, np.int32)

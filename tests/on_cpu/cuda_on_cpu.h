@@ -46,6 +46,7 @@ inline unsigned min(unsigned a, int b) { return min(a, (unsigned)b); }
 inline long long min(long long a, long long b) { return a < b ? a : b; }
 inline long long max(long long a, long long b) { return a < b ? b : a; }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz((unsigned)bits); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <class T>
 T atomicMax(T* at, T value)
@@ -69,6 +70,10 @@ template <class T>
 T atomicAdd(T* at, T value)
 {
     return std::atomic_ref<T>(*at).fetch_add(value);
+}
+inline unsigned atomicExch(unsigned* at, unsigned value)
+{
+    return std::atomic_ref<unsigned>(*at).exchange(value);
 }
 inline unsigned atomicOr(unsigned* at, unsigned bits)
 {
@@ -115,6 +120,7 @@ inline int __syncthreads_count(int predicate)
     for (unsigned i = 0; i < BLOCK_THREADS; ++i) count += (int)all[i];
     return count;
 }
+inline int __syncthreads_or(int predicate) { return __syncthreads_count(predicate) != 0; }
 inline void __syncwarp() { own_warp().barrier.arrive_and_wait(); }
 inline unsigned __ballot_sync(unsigned, int predicate)
 {
