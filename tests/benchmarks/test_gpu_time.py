@@ -33,7 +33,8 @@ PUBLISHED_PACKS = [
     for n, b in sorted({*((n, 1) for n in FEW), *((n, n // 1024) for n in (*FEW, 2**20))})
     for case in ("causal", "sorted")
 ]
-TREE_PACKS = [(n, b) for n in SIZES[:-1] for b in sorted({64, n // 64})]
+TREE_PACKS = [(n, b, "answers") for n in SIZES[:-1] for b in sorted({1, 64, n // 64})]
+TREE_PACKS += [(n, n // 64, case) for n in SIZES[1:4] for case in ("star", "chain")]
 
 
 def new_outs(n):
@@ -163,17 +164,17 @@ def test_published(measure, n, b, case):
 # Prefix trees
 
 
-@pytest.mark.parametrize(("n", "b"), TREE_PACKS)
-def test_tree(measure, n, b):
+@pytest.mark.parametrize(("n", "b", "case"), TREE_PACKS)
+def test_tree(measure, n, b, case):
     lens = packs.documents(n, b)
-    parent = depth_first_parents(b)
+    parent = PARENTS[case](b)
     outs, cu, parents = new_outs(n), cupy.asarray(lens), cupy.asarray(parent)
     scratch = cupy.empty(maskq_cupy.tree_scratch_nbytes(b), np.uint8)
     sample = timing.rotating_sample(
         lambda i: maskq_cupy.tree_attn_mask_q(parents, cu, cu, out=outs[i], scratch=scratch),
         len(outs),
     )
-    measure("tree", sample, n=n, b=b, bytes=8 * n, against="fill")
+    measure("tree", sample, n=n, b=b, case=case, bytes=8 * n, against="fill")
     right = maskq_cupy.reference.tree_attn_mask_q(parent, lens, lens)
     np.testing.assert_array_equal(outs[0].get(), right)
     np.testing.assert_array_equal(outs[-1].get(), right)
@@ -190,3 +191,10 @@ def depth_first_parents(num):
         parents[segment] = path[-1] if path else -1
         path.append(segment)
     return parents
+
+
+PARENTS = {
+    "answers": depth_first_parents,
+    "star": lambda num: np.minimum(np.arange(num, dtype=np.int32), 1) - 1,  # all are the first's
+    "chain": lambda num: np.arange(num, dtype=np.int32) - 1,
+}
