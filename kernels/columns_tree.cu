@@ -36,6 +36,7 @@
 #error "FEW_SEGMENTS: up to so many, segment_minima is not launched"
 #endif
 
+#define BLOCKS_AT_ONCE (__CUDA_ARCH__ == 750 ? 4 : 5)  // on a multiprocessor; sm_75 takes 1,024 threads
 #define FEW_RUNS ((FEW_SEGMENTS + RUN - 1) / RUN)
 #define RUNS_NEAR 3                        // in which a subtree's end is near, a segment's own among them
 #define SLACK (BLOCK_THREADS / 4)          // segments in front of the one that a window is laid for
@@ -237,7 +238,7 @@ struct TreeBlock {
     }
 };
 
-extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 5) void columns_tree(
+extern "C" __global__ __launch_bounds__(BLOCK_THREADS, BLOCKS_AT_ONCE) void columns_tree(
     const unsigned* cu_seqlens_q,  // (>= batch + 1,) words of stride q_stride
     const unsigned* cu_seqlens_k,  // (batch + 1,) words of stride k_stride
     unsigned q_stride,             // 1 for int32, 2 for int64
