@@ -185,9 +185,10 @@ def level_edges():
         comb[:1] = -1
         # A chain that goes on near its root, late: subtrees end far behind, and not at the end.
         fork = np.where(segment == 5 * num // 6, num // 12 - 1, chain)
-        forests = [chain, star, comb, fork, random_parents(rng, num)]
+        behind = np.append(chain[:-1], -1)  # a root behind them all
+        forests = [chain, star, comb, fork, behind, random_parents(rng, num)]
         if num > 10_000:
-            forests = [np.append(comb[:-1], -1)]  # a root behind them all, in a run of its own
+            forests = [np.append(comb[:-1], -1)]  # the same, in a run of its own
         for parent in forests:
             tokens = np.zeros(num, int)
             tokens[rng.integers(0, num, 40)] = 3  # most are empty, and reached past all the same
