@@ -105,7 +105,7 @@ struct __align__(16) Segment {
 struct Window {
     Segment at[BLOCK_THREADS];
     int parent[BLOCK_THREADS];
-    unsigned of_warp[WARPS + 1];  // the segments of the warps' first columns, and of the next block's
+    unsigned begins[WARPS + 1];  // the segments of the warps' first columns, and of the next block's
     unsigned start;               // of the first segment's keys
     unsigned has_far;             // whether the end of some subtree is far
     int minima[FEW_RUNS];         // of parents, where segment_minima is not launched
@@ -145,7 +145,7 @@ struct TreeBlock {
         unsigned size = 2 * WARP_THREADS * tile.steps, block = blockIdx.x * WARPS * size - tile.lead;
         for (unsigned warp = 0; warp <= WARPS; ++warp) {
             unsigned column = warp == 0 ? tile.of_block.first : block + warp * size;
-            if (start <= column && column < end) write_any(window.of_warp[warp], threadIdx.x);
+            if (start <= column && column < end) write_any(window.begins[warp], threadIdx.x);
         }
         __syncthreads();
     }
@@ -214,7 +214,7 @@ struct TreeBlock {
     {
         unsigned lane = threadIdx.x % WARP_THREADS, warp = threadIdx.x / WARP_THREADS;
         unsigned start = tile.start + 2 * lane, column = start - tile.lead;  // -1 in front of a half pair
-        unsigned hi = window.of_warp[warp + 1], lo = min(window.of_warp[warp], hi);  // of any cuts
+        unsigned hi = window.begins[warp + 1], lo = min(window.begins[warp], hi);  // of any cuts
         find(lo, hi, max(start, tile.lead) - tile.lead);
         Segment own = window.at[lo];
 #pragma unroll 1
