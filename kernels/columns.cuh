@@ -14,12 +14,16 @@ __device__ void store_whole_pair(int2* columns, unsigned column, int2 a, int2 b)
     *reinterpret_cast<int4*>(columns + column) = make_int4(a.x, a.y, b.x, b.y);
 }
 
-// Writes columns c and c + 1, of which those below column_num exist; c = -1 wraps past column_num.
-__device__ void store_pair(int2* columns, unsigned column, unsigned column_num, int2 a, int2 b)
+// Writes columns c and c + 1, of which has_a and has_b say whether they are due.
+__device__ void store_due(int2* columns, unsigned column, bool has_a, bool has_b, int2 a, int2 b)
 {
-    bool has_a = column < column_num;
-    bool has_b = column + 1 < column_num;
     if (has_a && has_b) store_whole_pair(columns, column, a, b);
     else if (has_a) columns[column] = a;
     else if (has_b) columns[column + 1] = b;
+}
+
+// The same of those below column_num; c = -1 wraps past it.
+__device__ void store_pair(int2* columns, unsigned column, unsigned column_num, int2 a, int2 b)
+{
+    store_due(columns, column, column < column_num, column + 1 < column_num, a, b);
 }

@@ -105,7 +105,7 @@ struct __align__(16) Segment {
 struct Window {
     Segment at[BLOCK_THREADS];
     int parent[BLOCK_THREADS];
-    unsigned begins[WARPS + 1];  // the segments of the warps' first columns, and of the next block's
+    unsigned begins[WARPS + 1];   // the segments of the warps' first columns, and of the next block's
     unsigned start;               // of the first segment's keys
     unsigned has_far;             // whether the end of some subtree is far
     int minima[FEW_RUNS];         // of parents, where segment_minima is not launched
@@ -231,9 +231,7 @@ struct TreeBlock {
                 unsigned rows_from_ute = min(own.end - (column + i), own.q_len);
                 pair[i] = make_int2((int)own.row_end, (int)(own.q_end - rows_from_ute));
             }
-            if (has[0] && has[1]) store_whole_pair(tile.columns, column, pair[0], pair[1]);
-            else if (has[0]) tile.columns[column] = pair[0];
-            else if (has[1]) tile.columns[column + 1] = pair[1];
+            store_due(tile.columns, column, has[0], has[1], pair[0], pair[1]);
         }
     }
 };

@@ -38,11 +38,10 @@ def rule_launch(
     return Launch("columns_rule", grid, batch + rule + (columns, column_num, steps))
 
 
-def _column_tiles(column_num: int, block_threads: int, steps: int | None = None) -> tuple[int, int]:
+def _column_tiles(column_num: int, block_threads: int, most_steps: int = 8) -> tuple[int, int]:
     """Return the pairs of columns that a thread writes, and the blocks that write them all."""
     # More columns a thread save searches; fewer fill the GPU where there are few.
-    if steps is None:
-        steps = 1 if column_num < 1 << 19 else 4 if column_num < 1 << 20 else 8
+    steps = min(most_steps, 1 if column_num < 1 << 19 else 4 if column_num < 1 << 20 else 8)
     return steps, column_num // (2 * block_threads * steps) + 1  # may start with half a pair
 
 
@@ -189,7 +188,7 @@ def tree_launches(
     segment_num = batch[-1]
     # Where segments are short, those of a block's columns would be more than its window holds.
     is_dense = 32 * segment_num > column_num
-    steps, grid = _column_tiles(column_num, block_threads, 1 if is_dense else None)
+    steps, grid = _column_tiles(column_num, block_threads, most_steps=1 if is_dense else 8)
     tree = (*batch, parent, parent_stride)
     tiles = (columns, column_num, steps, min((segment_num << 16) // grid, 2**32 - 1))
     if segment_num <= few_segments:

@@ -105,7 +105,7 @@ MUTANTS = [
     Mutant(SEQUENCES, "span.first = next;", "span.first = next + 1;", "off-by-one"),
     # Storing columns
     Mutant(COLUMNS, "sizeof(int2)) % 2", "sizeof(int2)) % 1", "alignment", "address"),
-    Mutant(COLUMNS, "bool has_b = column + 1 < column_num", "bool has_b = column < column_num", "bound", "address"),
+    Mutant(COLUMNS, "column < column_num, column + 1 < column_num", "column < column_num, column < column_num", "bound", "address"),
     Mutant(COLUMNS, "else if (has_a) columns[column] = a;", "", "tail"),
     Mutant(COLUMNS, "else if (has_b) columns[column + 1] = b;", "", "head"),
     # The rule
@@ -219,8 +219,8 @@ MUTANTS = [
     Mutant(TREE, "own.end <= column + i && lo < hi", "own.end <= column + i", "clip", "address"),
     Mutant(TREE, "if (window.at[lo].end <= column + i) find", "if (false) find", "empties"),
     Mutant(TREE, "min(own.end - (column + i), own.q_len)", "(own.end - (column + i))", "clip"),
-    Mutant(TREE, "else if (has[0]) tile.columns[column] = pair[0];", "", "tail"),
-    Mutant(TREE, "else if (has[1]) tile.columns[column + 1] = pair[1];", "", "head"),
+    Mutant(TREE, "column, has[0], has[1], pair", "column, true, has[1], pair", "head"),
+    Mutant(TREE, "column, has[0], has[1], pair", "column, has[0], true, pair", "tail", "address"),
     Mutant(TREE, "window.start <= span.first && span.first < end", "span.first < end", "held"),
     Mutant(TREE, "window.start <= span.first && span.first < end", "window.start <= span.first", "held"),
     Mutant(TREE, "is_far = block.link(own, span);\n        __syncthreads();", "is_far = block.link(own, span);", "barrier", "thread"),

@@ -88,7 +88,7 @@ def misled_searches():
 def hostile_tree(rng, tokens, few_segments):
     """Return parents, cuts of rows and of columns, and a number of columns.
 
-    The segments are `few_segments`, of which there are no minima, or more or fewer.
+    The segments are `few_segments`, whose minima no launch makes, or more or fewer.
     """
     num = int(rng.choice([0, 1, 31, 33, few_segments, few_segments + 1, 1025, tokens]))
     q, k = (hostile_cuts(rng, num, int(rng.integers(0, tokens + 1))) for _ in range(2))

@@ -110,21 +110,12 @@ def smallest(ratios):
 # The goals
 
 
-def over(runs, what, floor, at_least=0, **facts):
-    """Return the worst ratio to a floor of the same size, among sizes from at_least on."""
+def over(runs, what, floor, counts=lambda run: True, **facts):
+    """Return the worst ratio to a floor of the same size, among the runs that count."""
     return largest(
         ratio(run["us"], runs.us(floor, n=run["n"]), place(run))
         for run in runs.of(what, **facts)
-        if run["n"] >= at_least
-    )
-
-
-def trees_over_fill(runs):
-    """Return the worst ratio to a fill of the forests of answers that have up to N/64 segments."""
-    return largest(
-        ratio(run["us"], runs.us("fill", n=run["n"]), place(run))
-        for run in runs.of("tree", case="answers")
-        if run["b"] <= run["n"] // 64
+        if counts(run)
     )
 
 
@@ -215,7 +206,8 @@ def goals(runs):
     n = 2**17  # of the goals about tiles
     return [
         Goal("G1", "rules over a fill", 1.4, over(runs, "rule", "fill")),
-        Goal("G1", "the same, N ≥ 16 M", 1.1, over(runs, "rule", "fill", 16 * MIB)),
+        Goal("G1", "the same, N ≥ 16 M", 1.1,
+             over(runs, "rule", "fill", lambda run: run["n"] >= 16 * MIB)),
         Goal("G2", "intervals over read and fill", 2.5, over(runs, "intervals", "read and fill")),
         Goal("G3", "published over ours", 1000, faster_than_published(runs), "≥"),
         Goal("G4", "time a column at 2 N over at N, past 1 M", 1.05, growth(runs)),
@@ -235,7 +227,8 @@ def goals(runs):
              over_create_block_mask(runs, n, "wall_microseconds", "block_mask, wall"), "≥"),
         Goal("tiles", "memory of `block_mask`", 40, block_mask_peak(runs, n), unit=" MB"),
         Goal("tiles", "`flex_attention`: slower lists over faster", 1.05, lists_apart(runs)),
-        Goal("trees", "up to N/64 segments, over a fill", 2, trees_over_fill(runs)),
+        Goal("trees", "up to N/64 segments, over a fill", 2,
+             over(runs, "tree", "fill", lambda run: run["b"] <= run["n"] // 64, case="answers")),
     ]  # fmt: skip
 
 

@@ -120,7 +120,6 @@ inline int __syncthreads_count(int predicate)
     for (unsigned i = 0; i < BLOCK_THREADS; ++i) count += (int)all[i];
     return count;
 }
-inline int __syncthreads_or(int predicate) { return __syncthreads_count(predicate) != 0; }
 inline void __syncwarp() { own_warp().barrier.arrive_and_wait(); }
 inline unsigned __ballot_sync(unsigned, int predicate)
 {
