@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from maskq_cupy import checks, picture, reference
-from maskq_cupy.compile import compile_sources, gpu_problem, require_cupy
+from maskq_cupy.compiler import compile_sources
+from maskq_cupy.gpu import gpu_problem, require_cupy
 
 
 def main(argv: Sequence[str] | None = None) -> int:

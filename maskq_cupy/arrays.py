@@ -6,17 +6,15 @@ array interface); DLPack serves the rest. Needs CuPy; touches no device at impor
 
 import collections
 import math
-import os
 import sys
 from collections.abc import Iterable
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskq_cupy.compile import gpu_problem, require_cupy
+from maskq_cupy import gpu
 
-cupy = require_cupy()
+cupy = gpu.require_cupy()
 runtime = cupy.cuda.runtime
 _get_current_stream = cupy.cuda.get_current_stream
 _cupy_array = cupy.ndarray
@@ -132,7 +130,7 @@ def _from_cuda_array_interface(value: Any) -> GpuArray:
     array.dtype = str(dtype)
     array.shape = shape
     array.nbytes = math.prod(shape) * dtype.itemsize
-    array.device = runtime.pointerGetAttributes(pointer).device if pointer else current_device()
+    array.device = runtime.pointerGetAttributes(pointer).device if pointer else gpu.current_device()
     array.contiguous = strides is None or _is_contiguous(shape, strides, dtype.itemsize)
     array.writable = not read_only
     # None in version 2, and from Numba for its default stream, which is the legacy one.
@@ -148,42 +146,6 @@ def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: i
             return False
         expected *= length
     return True
-
-
-def current_device() -> int:
-    """Return the current CUDA device, or raise with what is missing and where to go without one."""
-    try:
-        return runtime.getDevice()
-    except runtime.CUDARuntimeError as error:
-        if error.status == _INITIALIZATION_ERROR:  # another library used CUDA before the fork
-            raise RuntimeError(_FORKED) from None
-        raise RuntimeError(
-            f"{gpu_problem() or error}; maskq_cupy.reference computes the same on the CPU"
-        ) from None
-
-
-_INITIALIZATION_ERROR = 3  # cudaErrorInitializationError
-_FORKED = (
-    "CUDA cannot be used after a fork of a process that has used it: start processes with "
-    "multiprocessing's 'spawn' method"
-)
-
-
-@cache
-def refuse_after_fork() -> None:
-    """Have every call in a child that is forked from now on raise, where CUDA might hang.
-
-    Every call asks for the current device first, so that this costs nothing a call.
-    """
-
-    def refuse() -> int:
-        raise RuntimeError(_FORKED)
-
-    def in_child() -> None:
-        global current_device
-        current_device = refuse
-
-    os.register_at_fork(after_in_child=in_child)
 
 
 def streams_of(stream: Any, device: int) -> Streams:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from maskq_cupy import arrays, checks, forms, launch, pack, plan
+from maskq_cupy import arrays, checks, forms, gpu, launch, pack, plan
 from maskq_cupy.arrays import GpuArray, Streams, cupy
 from maskq_cupy.reference import Blocks
 
@@ -51,7 +51,7 @@ def to_blocks(
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
     block_size = checks.check_block_size(block_size)
-    device = arrays.current_device()
+    device = gpu.current_device()
     streams = arrays.streams_of(stream, device)
     source = forms.columns_on_gpu(columns, streams)
     targets = {} if out is None else _targets(out, streams)
@@ -102,7 +102,7 @@ def write_lists(
     lists and scratch point to memory of the plan's sizes, and stream is of the columns' device: a
     caller that has just made them need not pay for questions about them.
     """
-    device = arrays.current_device()
+    device = gpu.current_device()
     streams = arrays.streams_of(stream, device)
     source = forms.columns_on_gpu(columns, streams)
     if source.device != device:

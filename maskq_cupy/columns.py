@@ -120,8 +120,7 @@ def get_attn_mask_q(
             memory, plan.scratch_nbytes(row_num), [*inputs, target], streams
         )
         launches = plan.interval_launches(
-            batch, inputs[2].pointer, inputs[2].dtype == "int64", row_num, columns, column_num,
-            scratch_pointer,
-        )  # fmt: skip
+            batch, pack.plan_rows(inputs[2], row_num), columns, column_num, scratch_pointer
+        )
     launch.run(launches, given, device, streams)
     return out

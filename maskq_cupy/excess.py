@@ -83,8 +83,8 @@ def excess_pairs(
     launches: tuple[plan.Launch, ...] = ()
     if row_num:
         launches = plan.excess_launches(
-            pack.plan_batch(inputs[0], inputs[1]), inputs[2].pointer, inputs[2].dtype == "int64",
-            row_num, pairs, 0, scratch_pointer,
+            pack.plan_batch(inputs[0], inputs[1]), pack.plan_rows(inputs[2], row_num),
+            pairs, 0, scratch_pointer,
         )  # fmt: skip
     launch.run(launches, given, device, streams, zeroed=(pairs, 8))
     return out
@@ -112,9 +112,8 @@ def check_excess(
     found = arrays.empty((2,), np.int64, streams)
     pairs, rows_from_first = found.data.ptr, found.data.ptr + 8
     launches = plan.excess_launches(
-        pack.plan_batch(q, k), intervals.pointer, intervals.dtype == "int64", row_num,
-        pairs, rows_from_first, scratch,
-    )  # fmt: skip
+        pack.plan_batch(q, k), pack.plan_rows(intervals, row_num), pairs, rows_from_first, scratch
+    )
     launch.run(launches, given, device, streams, zeroed=(pairs, 16))
     count, rows = (int(value) for value in arrays.download(pairs, np.int64, 2, streams.launch))
     checks.check_excess(count, row_num - rows)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from maskq_cupy import arrays, checks, launch, plan
+from maskq_cupy import arrays, checks, gpu, launch, plan
 from maskq_cupy.arrays import GpuArray, Streams, cupy
 from maskq_cupy.reference import DENSE_LIMIT
 
@@ -32,7 +32,7 @@ def to_four_columns(columns: Any, q_token_num: int, *, out: Any = None, stream: 
         RuntimeError: without a GPU, or in a graph capture that would allocate or compile.
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
-    device = arrays.current_device()
+    device = gpu.current_device()
     streams = arrays.streams_of(stream, device)
     source = columns_on_gpu(columns, streams)
     column_num = source.shape[-2]
@@ -79,7 +79,7 @@ def to_dense(
         RuntimeError: without a GPU, or in a graph capture that would allocate or compile.
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
-    device = arrays.current_device()
+    device = gpu.current_device()
     streams = arrays.streams_of(stream, device)
     source = columns_on_gpu(columns, streams)
     column_num = source.shape[-2]

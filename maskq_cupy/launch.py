@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-from maskq_cupy import arrays
+from maskq_cupy import arrays, gpu
 from maskq_cupy.arrays import GpuArray, Streams, cupy
-from maskq_cupy.compile import kernel, kernel_names
+from maskq_cupy.compiler import kernel, kernels
 from maskq_cupy.plan import Launch
 
 
@@ -113,13 +113,13 @@ def warm_up(device: int | None = None) -> None:
     Raises:
         RuntimeError: without a GPU or NVRTC.
     """
-    current = arrays.current_device()
+    current = gpu.current_device()
     device = current if device is None else device
     with cupy.cuda.Device(device):
-        for name in kernel_names():
+        for name in kernels():
             _load(name, device)
 
 
 def _load(name: str, device: int) -> None:
-    arrays.refuse_after_fork()
+    gpu.refuse_after_fork()
     kernel(name).load(device)

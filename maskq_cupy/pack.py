@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from maskq_cupy import arrays, checks, launch, plan
+from maskq_cupy import arrays, checks, gpu, launch, plan
 from maskq_cupy.arrays import GpuArray, Streams
 
 _STRIDES = {"int32": 1, "int64": 2}  # in 32-bit words
@@ -19,7 +19,7 @@ Call = tuple[
 
 def call_of(named: dict[str, Any], out: Any, scratch: Any, stream: Any) -> Call:
     """Find the arrays of a call, the devices and the streams."""
-    device = arrays.current_device()
+    device = gpu.current_device()
     streams = arrays.streams_of(stream, device)
     inputs = inputs_on_gpu(named, streams)
     given = inputs[:]
@@ -166,5 +166,10 @@ def stride(array: GpuArray) -> int:
     return _STRIDES[array.dtype]
 
 
-def plan_batch(q: GpuArray, k: GpuArray) -> plan.Batch:
-    return q.pointer, k.pointer, _STRIDES[q.dtype], _STRIDES[k.dtype], k.shape[0] - 1
+def plan_batch(q: GpuArray, k: GpuArray) -> plan.Arguments:
+    strides = _STRIDES[q.dtype], _STRIDES[k.dtype]
+    return plan.pack_arguments(q.pointer, k.pointer, *strides, k.shape[0] - 1)
+
+
+def plan_rows(intervals: GpuArray, row_num: int) -> plan.Arguments:
+    return plan.interval_arguments(intervals.pointer, intervals.dtype == "int64", row_num)

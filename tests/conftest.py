@@ -27,7 +27,7 @@ def pytest_runtest_setup(item):
 @functools.cache
 def why_no_gpu():
     """Ask once, at the first test that needs the answer: nothing is touched at import."""
-    from maskq_cupy.compile import gpu_problem
+    from maskq_cupy.gpu import gpu_problem
 
     problem = gpu_problem()
     return problem and problem.removeprefix("no CUDA device: ")

@@ -30,7 +30,7 @@ from test_kernels_on_cpu import (
     tile_edges,
 )
 
-from maskq_cupy import compile
+from maskq_cupy import compiler
 
 SECONDS = 40  # a mutant that has not returned by then hangs, and is noticed
 TOKENS = [40, 600, 2000]  # of hostile packs
@@ -281,7 +281,7 @@ MUTANTS = [
 
 def kernels():
     """Return each kernel file's text."""
-    folder = compile.kernel_folder()
+    folder = compiler.kernel_folder()
     return {path.name: path.read_text() for path in sorted(folder.glob("*.cu*"))}
 
 
@@ -358,7 +358,7 @@ SUITES = {
 
 def mutated(mutant, files):
     """Return the files' inlined text, with the mutant in it."""
-    return {file: compile.source(file).replace(mutant.old, mutant.new) for file in files}
+    return {file: compiler.source(file).replace(mutant.old, mutant.new) for file in files}
 
 
 def how_noticed(mutant, folder):

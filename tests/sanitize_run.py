@@ -15,7 +15,8 @@ from test_hostile import hostile_pack
 
 import maskq_cupy
 from maskq_cupy import plan, reference
-from maskq_cupy.compile import kernel_names, require_cupy
+from maskq_cupy.compiler import kernels
+from maskq_cupy.gpu import require_cupy
 
 
 def packs():
@@ -62,7 +63,7 @@ def main():
         given = [None if a is None else cupy.asarray(a) for a in (q, k, mask)]
         maskq_cupy.get_attn_mask_q(*given, column_num, **rule)
     cupy.cuda.runtime.deviceSynchronize()
-    assert launched == set(kernel_names()), launched
+    assert launched == set(kernels()), launched
     print(f"ran {', '.join(sorted(launched))}")
 
 

@@ -21,7 +21,7 @@ from strategies import random_pack
 
 import maskq_cupy
 from maskq_cupy import reference
-from maskq_cupy.compile import require_cupy
+from maskq_cupy.compiler import require_cupy
 
 PACKS = 1000
 CHECK_EVERY = 1000

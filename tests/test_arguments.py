@@ -85,7 +85,7 @@ def test_gpu_function(change, kind, message):
 
 def test_gpu_function_names_the_reference_where_there_is_no_gpu():
     pytest.importorskip("cupy")
-    from maskq_cupy.compile import gpu_problem
+    from maskq_cupy.gpu import gpu_problem
 
     if gpu_problem() is None:
         pytest.skip("there is a GPU")

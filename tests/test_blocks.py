@@ -181,6 +181,7 @@ def test_bad_arguments(change, kind, message):
 needs_gxx = pytest.mark.skipif(not emulator.available(), reason="g++ is not installed")
 
 
+@emulator.planning()
 def add_call(script, columns, row_num, block_size, misaligned):
     """Add a call whose buffers are exactly as large as the contract says, full of poison."""
     shapes = plan.block_shapes(*plan.tile_grid(row_num, len(columns), block_size))
@@ -193,11 +194,10 @@ def add_call(script, columns, row_num, block_size, misaligned):
     nbytes = plan.blocks_scratch_nbytes(row_num, len(columns), block_size)
     scratch = script.buffer(np.full(nbytes, 0x5A, np.uint8))
     launches = plan.block_launches(
-        script.buffer(columns), len(columns), row_num, block_size, out, scratch,
-        emulator.CONSTANTS["BLOCK_THREADS"],
-    )  # fmt: skip
+        script.buffer(columns), len(columns), row_num, block_size, out, scratch
+    )
     for launch in launches:
-        script.launch(launch.kernel, launch.grid, *launch.arguments)
+        script.launch(launch)
     for handle in out:
         script.read(handle)
 
@@ -231,7 +231,7 @@ def test_kernels_around_words_and_chunks(builds, sanitizer):
 def calls_around_words_and_chunks():
     """Row tiles around a word's 32, a chunk's words, and column tiles around a warp's loads."""
     rng = np.random.default_rng(8)
-    chunk = 32 * emulator.CONSTANTS["BLOCK_THREADS"]
+    chunk = 32 * emulator.SIZES.block_threads
     calls = []
     for rows in (0, 1, 31, 32, 33, 64, chunk, chunk + 1, 2 * chunk + 33):
         bounds = rng.integers(-1, rows + 2, (5, 2)).astype(np.int32)

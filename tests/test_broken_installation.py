@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from maskq_cupy import compile
+from maskq_cupy import compiler
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,9 +23,9 @@ def missing(name, *rest):
 cuda.pathfinder.load_nvidia_dynamic_lib = missing
 """
 LOAD = """
-from maskq_cupy import compile
+from maskq_cupy import compiler
 try:
-    compile.kernel("columns_rule").load(0)
+    compiler.kernel("columns_rule").load(0)
 except RuntimeError as error:
     print(error)
 """
@@ -100,9 +100,9 @@ def test_cache_folder_that_cannot_be_written_to(monkeypatch, kind):
     def module(file):
         raise kind
 
-    monkeypatch.setattr(compile, "_module", module)
+    monkeypatch.setattr(compiler, "_module", module)
     with pytest.raises(RuntimeError) as raised:
-        compile.Kernel("columns_rule").load(0)
+        compiler.Kernel("columns_rule").load(0)
     assert str(raised.value) == f"{NO_CACHE}{kind}"
 
 

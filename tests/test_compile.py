@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from maskq_cupy import compile
+from maskq_cupy import compiler
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
@@ -12,37 +12,54 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_kernels_compile(arch):
     pytest.importorskip("cupy")
-    logs = compile.compile_sources(arch)
-    names = {name for name, (file, _) in compile._KERNELS.items() if file in logs}
-    assert names == set(compile._KERNELS)
+    logs = compiler.compile_sources(arch)
     for file, log in logs.items():
         assert "warning" not in log.lower(), log
         kernels = re.findall(r"Compiling entry function '(\w+)'", log)
-        assert {n for n, (f, _) in compile._KERNELS.items() if f == file} == set(kernels)
+        assert {n for n, (f, _) in compiler.kernels().items() if f == file} == set(kernels)
         frames = re.findall(
             r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log
         )
         assert frames == [("0", "0", "0")] * len(kernels), log
 
 
-def test_parameters_are_packed_as_the_kernels_declare_them():
-    """The packed struct has a field of the right kind for each parameter of the signature."""
-    kinds = {"int": "i", "unsigned": "I"}
-    for name, (file, form) in compile._KERNELS.items():
-        text = re.sub("//.*", "", compile.source(file))
-        signature = re.search(rf"void {name}\((.*?)\)", text, re.DOTALL)[1]
-        parameters = [parameter.split() for parameter in signature.split(",")]
-        kinds_found = "".join("P" if "*" in "".join(p) else kinds[p[0]] for p in parameters)
-        assert kinds_found == form, name
+KERNEL = """
+extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void scale(
+    const unsigned* words,    // (num,), not: (a, b)
+    unsigned num,
+    unsigned stride,          // at least 1
+    long long by,
+    unsigned char *out)
+{
+}
+"""
+
+
+def test_a_signature_is_read_from_the_text():
+    names = ("words", "num", "stride", "by", "out")
+    assert compiler.signatures(KERNEL) == {"scale": (names, "PIIqP")}
+    swapped = KERNEL.replace("num,\n", "stride,\n").replace("stride,   ", "num,   ")
+    assert compiler.signatures(swapped)["scale"].names == ("words", "stride", "num", "by", "out")
+
+
+def test_arguments_are_packed_by_name_in_the_order_of_the_signature(monkeypatch):
+    """Two parameters of one type change places in a file: their values do too."""
+    arguments = {"words": 11, "num": 22, "stride": 33, "by": -44, "out": 55}
+    for names in (("num", "stride"), ("stride", "num")):
+        signature = compiler.Signature(("words", *names, "by", "out"), "PIIqP")
+        monkeypatch.setattr(compiler, "kernels", lambda s=signature: {"scale": ("a.cu", s)})
+        assert compiler.Kernel("scale")._in_order(arguments) == (
+            *(11, *(arguments[name] for name in names), -44, 55),
+        )
 
 
 def test_inlined_source_keeps_files_and_lines():
-    text = compile.source("columns_intervals.cu")
+    text = compiler.source("columns_intervals.cu")
     assert "#include" not in text
     assert text.count('#line 1 "search.cuh"') == 1
     lines = text.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("#ifndef NEAR_TILES"))
     last = max(i for i in range(at) if lines[i].startswith("#line"))
     number = int(lines[last].split()[1]) + at - last - 1
-    original = (compile.kernel_folder() / "columns_intervals.cu").read_text().splitlines()
+    original = (compiler.kernel_folder() / "columns_intervals.cu").read_text().splitlines()
     assert original[number - 1] == lines[at]

@@ -69,6 +69,7 @@ def test_intervals_are_needed():
 # Kernels on the CPU
 
 
+@emulator.planning()
 def add_call(script, pack, misaligned=False, large=False, with_first=True):
     """Add a call in buffers of exactly the contract's size, if it is due.
 
@@ -79,17 +80,14 @@ def add_call(script, pack, misaligned=False, large=False, with_first=True):
     if row_num == 0:
         return False
     strides = [a.dtype.itemsize // 4 for a in (q, k)]
-    batch = (script.buffer(q), script.buffer(k), *strides, len(k) - 1)
     found = script.buffer(np.zeros(2, np.int64))
+    intervals = script.buffer(mask, offset=mask.dtype.itemsize if misaligned else 0)
     launches = plan.excess_launches(
-        batch,
-        script.buffer(mask, offset=mask.dtype.itemsize if misaligned else 0),
-        mask.dtype == np.int64,
-        row_num,
+        plan.pack_arguments(script.buffer(q), script.buffer(k), *strides, len(k) - 1),
+        plan.interval_arguments(intervals, mask.dtype == np.int64, row_num),
         found,
         found + 8 if with_first else 0,
         script.buffer(np.full(plan.excess_scratch_nbytes(row_num), 0x5A, np.uint8)),
-        emulator.CONSTANTS["BLOCK_THREADS"],
     )
     add_launches(script, launches, row_num, pack.kv_token_num, large)
     script.read(found)

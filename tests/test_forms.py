@@ -68,7 +68,6 @@ def test_dense_refuses_more_than_its_limit():
 def test_kernels(builds, sanitizer, count):
     rng = np.random.default_rng(2)
     script, expected = emulator.Script(), []
-    block = emulator.CONSTANTS["BLOCK_THREADS"]
     for i in range(count):
         columns, row_num = random_columns(rng)
         if not columns.size or not row_num:
@@ -76,11 +75,9 @@ def test_kernels(builds, sanitizer, count):
         source = script.buffer(columns)
         four = script.buffer(np.full((len(columns), 4), -77, np.int32))
         dense = script.buffer(np.full((row_num, len(columns)), 7, np.uint8), offset=i % 4)
-        for launch in (
-            plan.four_columns_launch(source, len(columns), row_num, four, block),
-            plan.dense_launch(source, len(columns), row_num, dense, block),
-        ):
-            script.launch(launch.kernel, launch.grid, *launch.arguments)
+        with emulator.planning():
+            script.launch(plan.four_columns_launch(source, len(columns), row_num, four))
+            script.launch(plan.dense_launch(source, len(columns), row_num, dense))
         script.read(four)
         script.read(dense)
         expected += [

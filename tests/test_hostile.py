@@ -19,7 +19,7 @@ from test_blocks import add_call as add_tiles_call
 from test_blocks import random_block_size
 
 import maskq_cupy
-from maskq_cupy import plan
+from maskq_cupy import compiler, plan
 
 SEED = int(os.environ.get("MASKQ_SEED", "0"))
 PACKS = int(os.environ.get("MASKQ_HOSTILE_PACKS", "0"))  # 0: as many as each test says
@@ -184,7 +184,6 @@ def hostile_columns(rng, tokens):
 def test_columns_on_the_cpu(builds, sanitizer, count):
     """Of the kernels that read columns: tile lists, four columns, dense."""
     rng = np.random.default_rng(SEED)
-    block = emulator.CONSTANTS["BLOCK_THREADS"]
     left = PACKS or count
     print(f"MASKQ_SEED={SEED} MASKQ_HOSTILE_PACKS={left}")
     while left:
@@ -195,11 +194,9 @@ def test_columns_on_the_cpu(builds, sanitizer, count):
             source = script.buffer(columns, offset=8 * (i % 2))
             four = script.buffer(np.zeros((len(columns), 4), np.int32))
             dense = script.buffer(np.zeros((row_num, len(columns)), np.uint8), offset=i % 4)
-            for launch in (
-                plan.four_columns_launch(source, len(columns), row_num, four, block),
-                plan.dense_launch(source, len(columns), row_num, dense, block),
-            ):
-                script.launch(launch.kernel, launch.grid, *launch.arguments)
+            with emulator.planning():
+                script.launch(plan.four_columns_launch(source, len(columns), row_num, four))
+                script.launch(plan.dense_launch(source, len(columns), row_num, dense))
         script.run(builds(sanitizer), timeout=120)
         left -= min(left, 50)
 
@@ -303,7 +300,7 @@ def test_on_the_gpu():
 @pytest.mark.gpu
 def test_trees_on_the_gpu():
     for empty, rng, tokens, odd in on_the_gpu(2000):
-        *given, column_num = hostile_tree(rng, tokens, plan.FEW_SEGMENTS)
+        *given, column_num = hostile_tree(rng, tokens, compiler.SIZES.few_segments)
         scratch_nbytes = maskq_cupy.tree_scratch_nbytes(len(given[0]))
         out = np.full((column_num, 2), -77, np.int32)
         call_guarded(empty, maskq_cupy.tree_attn_mask_q, given, out, scratch_nbytes, odd)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 import maskq_cupy
-from maskq_cupy import compile
+from maskq_cupy import compiler, gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 
 FORK = """
 import os, sys, maskq_cupy
-from maskq_cupy import arrays
+from maskq_cupy import gpu
 
 def outcome():
     try:
@@ -23,7 +23,7 @@ def outcome():
     except RuntimeError as error:
         return str(error)
 
-arrays.refuse_after_fork()  # as the first use of a kernel does
+gpu.refuse_after_fork()  # as the first use of a kernel does
 before = outcome()
 if (child := os.fork()) == 0:
     print(outcome(), flush=True)
@@ -55,28 +55,28 @@ def test_threads_share_a_kernel(monkeypatch):
     pytest.importorskip("cupy")
     meet = threading.Barrier(2, timeout=30)
 
-    class Slow(compile.Kernel):
+    class Slow(compiler.Kernel):
         def __init__(self, name):
             super().__init__(name)
             meet.wait()
 
-    monkeypatch.setattr(compile, "Kernel", Slow)
-    monkeypatch.setattr(compile, "_kernels", {})
+    monkeypatch.setattr(compiler, "Kernel", Slow)
+    monkeypatch.setattr(compiler, "_kernels", {})
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(compile.kernel("columns_rule")))
+        threading.Thread(target=lambda: found.append(compiler.kernel("columns_rule")))
         for _ in range(2)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found[0] is found[1] is compile.kernel("columns_rule")
+    assert found[0] is found[1] is compiler.kernel("columns_rule")
 
 
 def test_warm_up_needs_a_gpu():
     pytest.importorskip("cupy")
-    if compile.gpu_problem() is None:
+    if gpu.gpu_problem() is None:
         pytest.skip("there is a GPU")
     for device in (None, 0):
         with pytest.raises(RuntimeError, match=r"maskq_cupy\.reference computes the same"):

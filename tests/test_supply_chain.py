@@ -7,16 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from maskq_cupy import compile
+from maskq_cupy import compiler
 
 ROOT = Path(__file__).resolve().parent.parent
 
 PRINT = """
 import hashlib
-from maskq_cupy import compile
-for path in sorted(compile.kernel_folder().glob("*.cu")):
-    print(path.name, hashlib.sha256(compile.source(path.name).encode()).hexdigest())
-print(compile.OPTIONS)
+from maskq_cupy import compiler
+for path in sorted(compiler.kernel_folder().glob("*.cu")):
+    print(path.name, hashlib.sha256(compiler.source(path.name).encode()).hexdigest())
+print(compiler.OPTIONS)
 """
 
 
@@ -34,18 +34,16 @@ def test_environment_and_folder_change_nothing(tmp_path):
         check=True,
     ).stdout
     expected = [
-        f"{path.name} {hashlib.sha256(compile.source(path.name).encode()).hexdigest()}"
-        for path in sorted(compile.kernel_folder().glob("*.cu"))
+        f"{path.name} {hashlib.sha256(compiler.source(path.name).encode()).hexdigest()}"
+        for path in sorted(compiler.kernel_folder().glob("*.cu"))
     ]
-    assert printed.splitlines() == [*expected, str(compile.OPTIONS)]
+    assert printed.splitlines() == [*expected, str(compiler.OPTIONS)]
 
 
 def test_options_are_constants():
     """A tuple of strings made of the module's own integers; a test that fails on a new option."""
-    constants = {n: v for n, v in vars(compile).items() if n.isupper() and isinstance(v, int)}
-    defined = {option.removeprefix("-D") for option in compile.OPTIONS[1:]}
-    assert compile.OPTIONS[0] == "-std=c++17"
-    assert defined <= {f"{name}={value}" for name, value in constants.items()}
+    sizes = compiler.Sizes()._asdict()
+    assert ("-std=c++17", *(f"-D{k.upper()}={v}" for k, v in sizes.items())) == compiler.OPTIONS
 
 
 def test_the_package_reads_no_environment_variable():
@@ -57,8 +55,8 @@ def test_the_package_reads_no_environment_variable():
 
 
 def test_kernels_include_only_each_other():
-    names = {path.name for path in compile.kernel_folder().iterdir()}
+    names = {path.name for path in compiler.kernel_folder().iterdir()}
     for name in names:
-        for line in (compile.kernel_folder() / name).read_text().splitlines():
+        for line in (compiler.kernel_folder() / name).read_text().splitlines():
             if line.lstrip().startswith("#include"):
                 assert line.split('"')[1] in names

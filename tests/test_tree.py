@@ -11,7 +11,7 @@ from on_cpu.calls import add_launches
 from strategies import cuts, random_lengths, random_parents
 
 import maskq_cupy
-from maskq_cupy import checks, plan, reference
+from maskq_cupy import checks, compiler, plan, reference
 
 needs_gxx = pytest.mark.skipif(not emulator.available(), reason="g++ is not installed")
 EXAMPLE = Path(__file__).parent.parent / "examples" / "rl_prefix_tree.py"
@@ -123,9 +123,10 @@ def test_bad_order():
 
 # Kernels on the CPU
 
-FEW_SEGMENTS = emulator.CONSTANTS["FEW_SEGMENTS"]
+FEW_SEGMENTS = emulator.SIZES.few_segments
 
 
+@emulator.planning()
 def add_call(script, parent, q, k, n, misaligned=False, large=False):
     """Add a call in buffers of exactly the contract's size, if it is due.
 
@@ -134,18 +135,16 @@ def add_call(script, parent, q, k, n, misaligned=False, large=False):
     if n == 0:
         return False
     stride_of_parent, *strides = [a.dtype.itemsize // 4 for a in (parent, q, k)]
-    batch = (script.buffer(q), script.buffer(k), *strides, len(k) - 1)
-    nbytes = plan.minima_nbytes(len(parent), FEW_SEGMENTS)
+    pack = plan.pack_arguments(script.buffer(q), script.buffer(k), *strides, len(k) - 1)
+    nbytes = plan.tree_scratch_nbytes(len(parent))
     columns = script.buffer(np.full((n, 2), -77, np.int32), offset=8 if misaligned else 0)
     launches = plan.tree_launches(
-        batch,
+        pack,
         script.buffer(parent),
         stride_of_parent,
         columns,
         n,
         script.buffer(np.full(nbytes, 0x5A, np.uint8)),
-        emulator.CONSTANTS["BLOCK_THREADS"],
-        FEW_SEGMENTS,
     )
     add_launches(script, launches, 0, n, large)
     script.read(columns)
@@ -258,7 +257,17 @@ def test_gpu_equals_reference(cupy, seed):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "num", [255, 256, 4096, 4097, plan.FEW_SEGMENTS, plan.FEW_SEGMENTS + 1, 32_769, 2**20 + 1]
+    "num",
+    [
+        255,
+        256,
+        4096,
+        4097,
+        compiler.SIZES.few_segments,
+        compiler.SIZES.few_segments + 1,
+        32_769,
+        2**20 + 1,
+    ],
 )
 def test_gpu_many_segments(cupy, num):
     rng = np.random.default_rng(num)
@@ -311,7 +320,7 @@ def test_gpu_out_and_number_of_columns(cupy):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num", [300, plan.FEW_SEGMENTS + 1000])
+@pytest.mark.parametrize("num", [300, compiler.SIZES.few_segments + 1000])
 def test_gpu_graph(cupy, num):
     """Segments whose minima do not fit in a block want scratch memory, fewer do not."""
     rng = np.random.default_rng(num)

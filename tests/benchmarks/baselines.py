@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from timing import cupy
 
-from maskq_cupy import compile
+from maskq_cupy import compiler
 
 BLOCK_THREADS = 256
 SOURCE = Path(__file__).with_name("baselines.cu")
@@ -47,16 +47,12 @@ def published(cu, intervals, out):
         launch("published_intervals", len(out), cu, cu, batch, intervals, out, n)
 
 
-def overlapping_launch(monkeypatch):
+def overlapping_launch():
     """Return what launches `second_of_two`, by the package's own means, so that it may begin while
     the launch before it runs. Give it a number of blocks."""
-    name, device = "second_of_two", cupy.cuda.runtime.getDevice()
-    monkeypatch.setitem(compile._KERNELS, name, (SOURCE.name, ""))
-    kernel = compile.Kernel(name)
-    kernel.pointers[device] = _module().get_function(name).kernel.ptr
-    return lambda grid: kernel.launch(
-        device, cupy.cuda.get_current_stream().ptr, grid, (), overlap=True
-    )
+    function = _module().get_function("second_of_two").kernel
+    launch = compiler.overlapping_launch()
+    return lambda grid: launch(function.ptr, grid, cupy.cuda.get_current_stream().ptr, 0)
 
 
 def bare(launches, arrays):
@@ -66,11 +62,11 @@ def bare(launches, arrays):
     kinds = {"P": by_pointer.__getitem__, "i": np.int32, "I": np.uint32}
     ready = []
     for name, grid, arguments, _ in launches:
-        file, form = compile._KERNELS[name]
-        module = cupy.RawModule(code=compile.source(file), options=compile.OPTIONS)
-        sized = tuple(kinds[kind](value) for kind, value in zip(form, arguments, strict=True))
+        file, (names, form) = compiler.kernels()[name]
+        module = cupy.RawModule(code=compiler.source(file), options=compiler.OPTIONS)
+        sized = tuple(kinds[k](arguments[n]) for n, k in zip(names, form, strict=True))
         ready.append((module.get_function(name), (grid,), sized))
-    block = (compile.BLOCK_THREADS,)
+    block = (compiler.SIZES.block_threads,)
     if len(ready) == 1:
         kernel, grid, sized = ready[0]
         return lambda: kernel(grid, block, sized)

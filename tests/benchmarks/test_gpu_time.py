@@ -104,8 +104,8 @@ def test_two_empty(measure, n):
 
 
 @pytest.mark.parametrize("n", FEW)
-def test_two_empty_with_overlap(measure, monkeypatch, n):
-    launch_second = baselines.overlapping_launch(monkeypatch)
+def test_two_empty_with_overlap(measure, n):
+    launch_second = baselines.overlapping_launch()
 
     def launch(i):
         baselines.launch("first_of_two", n // 2)

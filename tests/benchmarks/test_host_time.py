@@ -37,7 +37,7 @@ def check(pack, columns):
 
 
 def batch(cu):
-    return (cu.data.ptr, cu.data.ptr, 1, 1, len(cu) - 1)
+    return plan.pack_arguments(cu.data.ptr, cu.data.ptr, 1, 1, len(cu) - 1)
 
 
 def bare_rule_launch(pack, out):
@@ -52,12 +52,17 @@ def bare_interval_launches(pack, out):
     n, nbytes = pack.n, scratch_nbytes(pack.n)
     scratch = cupy.empty(nbytes, np.uint8)
     launches = plan.interval_launches(
-        batch(cu), intervals.data.ptr, False, n, out.data.ptr, n, scratch.data.ptr
+        batch(cu),
+        plan.interval_arguments(intervals.data.ptr, False, n),
+        out.data.ptr,
+        n,
+        scratch.data.ptr,
     )
     arrays = [cu, intervals, out]
-    if nbytes:
-        ends = scratch[plan.EDGES_NBYTES :]
-        arrays += [scratch, ends, ends[len(ends) // 2 :]]
+    if nbytes:  # as the plan lays it out
+        stairs = launches[0].arguments
+        parts = [stairs["group_edges"], stairs["ends"], stairs["starts"]]
+        arrays += [scratch[part - scratch.data.ptr :] for part in parts]
     return baselines.bare(launches, arrays)
 
 

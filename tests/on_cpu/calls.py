@@ -7,6 +7,7 @@ from maskq_cupy import plan, reference
 from maskq_cupy.rule import resolve_rule
 
 
+@emulator.planning()
 def add_call(script, pack, misaligned=False, large=False):
     """Add a call, in buffers of exactly the contract's size; return False if none is due.
 
@@ -16,23 +17,19 @@ def add_call(script, pack, misaligned=False, large=False):
         return False
     q, k, mask = pack.cu_seqlens_q, pack.cu_seqlens_k, pack.attn_mask_kv
     strides = [a.dtype.itemsize // 4 for a in (q, k)]
-    batch = (script.buffer(q), script.buffer(k), *strides, len(k) - 1)
+    given = plan.pack_arguments(script.buffer(q), script.buffer(k), *strides, len(k) - 1)
     poison = np.full((pack.kv_token_num, 2), -77, np.int32)
     columns = script.buffer(poison, offset=8 if misaligned else 0)
-    block = emulator.CONSTANTS["BLOCK_THREADS"]
     row_num = 0 if mask is None else mask.size // 2
     if row_num == 0:
         arguments = {"causal": True, "window": None, "num_sink_tokens": 0} | pack.rule
         rule = resolve_rule(**arguments, intervals_given=False)
-        launches = (plan.rule_launch(batch, rule, columns, pack.kv_token_num, block),)
+        launches = (plan.rule_launch(given, rule, columns, pack.kv_token_num),)
     else:
         intervals = script.buffer(mask, offset=mask.dtype.itemsize if misaligned else 0)
-        scratch_nbytes = plan.interval_scratch_nbytes(row_num, block)
-        scratch = script.buffer(np.full(scratch_nbytes, 0x5A, np.uint8))
-        launches = plan.interval_launches(
-            batch, intervals, mask.dtype == np.int64, row_num, columns, pack.kv_token_num, scratch,
-            block,
-        )  # fmt: skip
+        scratch = script.buffer(np.full(plan.scratch_nbytes(row_num), 0x5A, np.uint8))
+        rows = plan.interval_arguments(intervals, mask.dtype == np.int64, row_num)
+        launches = plan.interval_launches(given, rows, columns, pack.kv_token_num, scratch)
     add_launches(script, launches, row_num, pack.kv_token_num, large)
     script.read(columns)
     return True
@@ -43,24 +40,24 @@ def add_launches(script, launches, row_num, column_num, large):
     for launch in launches:
         if large:
             launch = as_if_large(launch, row_num, column_num)
-        script.launch(launch.kernel, launch.grid, *launch.arguments)
+        script.launch(launch)
 
 
 def as_if_large(launch, row_num, column_num):
     """Return the launch with more pairs a thread, tiles a block and tiles a group of row tiles."""
     pairs, tiles, shift = 4, 3, 7  # a warp links 32 tiles at a time, and a search halves a group
-    arguments, grid = list(launch.arguments), launch.grid
+    changed, grid = {}, launch.grid
     group_num = (-(-row_num // emulator.TILE) - 1 >> shift) + 1
     if launch.kernel in ("columns_rule", "columns_tree"):
-        arguments[10] = pairs
-        grid = column_num // (2 * emulator.CONSTANTS["BLOCK_THREADS"] * pairs) + 1
+        changed = {"steps": pairs}
+        grid = column_num // (2 * emulator.SIZES.block_threads * pairs) + 1
     elif launch.kernel in ("row_staircases", "excess_of_rows"):
-        arguments[8] = shift
+        changed = {"group_shift": shift}
         grid = group_num
     elif launch.kernel == "columns_of_staircases":
-        arguments[4], arguments[5], arguments[8] = shift, group_num, tiles
+        changed = {"group_shift": shift, "group_num": group_num, "tiles_per_block": tiles}
         grid = column_num // (emulator.TILE * tiles) + 1
-    return launch._replace(grid=grid, arguments=tuple(arguments))
+    return launch._replace(grid=grid, arguments=launch.arguments | changed)
 
 
 def run(executable, packs, timeout=240, large=False):

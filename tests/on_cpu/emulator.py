@@ -7,24 +7,20 @@ import re
 import shutil
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from maskq_cupy import compile
+from maskq_cupy import compiler
 
 HERE = Path(__file__).parent
 SLOTS = 2
 
 # Small, so that a pack of a few hundred tokens crosses tiles, windows and groups.
-CONSTANTS = {
-    "BLOCK_THREADS": 64,
-    "NEAR_TILES": 2,
-    "FEW_TILES_SHIFT": 2,
-    "FEW_SEGMENTS": 1200,
-}
+SIZES = compiler.Sizes(block_threads=64, near_tiles=2, few_tiles_shift=2, few_segments=1200)
 WARP = 32
-TILE = 4 * CONSTANTS["BLOCK_THREADS"]
+TILE = 4 * SIZES.block_threads
 
 SANITIZERS = {
     "plain": [],
@@ -33,18 +29,28 @@ SANITIZERS = {
 }
 
 
+@contextmanager
+def planning(sizes=SIZES):
+    """Plan launches for kernels that are built with these sizes."""
+    before, compiler.SIZES = compiler.SIZES, sizes
+    try:
+        yield
+    finally:
+        compiler.SIZES = before
+
+
 def available():
     return shutil.which("g++") is not None
 
 
-def build(folder, sanitizer="plain", sources=None, more_flags=()):
+def build(folder, sanitizer="plain", sources=None, more_flags=(), sizes=SIZES):
     """Compile all kernels, or the given {file: text}, into an executable; return its path.
 
     A build is found again in the folder by its content.
     """
     if sources is None:
         sources = {
-            p.name: compile.source(p.name) for p in sorted(compile.kernel_folder().glob("*.cu"))
+            p.name: compiler.source(p.name) for p in sorted(compiler.kernel_folder().glob("*.cu"))
         }
     flags = [
         "-std=c++20",
@@ -56,7 +62,7 @@ def build(folder, sanitizer="plain", sources=None, more_flags=()):
         "-Werror",
         "-Wno-unknown-pragmas",
     ]
-    flags += SANITIZERS[sanitizer] + [f"-D{k}={v}" for k, v in CONSTANTS.items()] + [*more_flags]
+    flags += [*SANITIZERS[sanitizer], *sizes.definitions, *more_flags]
     parts = [str(flags), *sources.values()]
     parts += [(HERE / f).read_text() for f in ("cuda_on_cpu.h", "main.cpp")]
     name = f"{sanitizer}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
@@ -113,12 +119,15 @@ class Script:
         self._buffers.append(array)
         return Handle(len(self._buffers) - 1)
 
-    def launch(self, kernel, grid, *arguments):
+    def launch(self, launch):
+        """Add a `plan.Launch`, whose pointers are handles."""
+        _, signature = compiler.kernels()[launch.kernel]
+        arguments = [launch.arguments[name] for name in signature.names]
         words = " ".join(
             f"p {a.index} {a.offset}" if isinstance(a, Handle) else f"v {int(a) % 2**64}"
             for a in arguments
         )
-        self._parts.append(f"L {kernel} {grid} {len(arguments)} {words}\n".encode())
+        self._parts.append(f"L {launch.kernel} {launch.grid} {len(arguments)} {words}\n".encode())
 
     def read(self, handle):
         """Ask for the buffer's content; run() returns the contents in this order."""

@@ -1,6 +1,7 @@
 """From `.cu` files to functions on a GPU: find, inline, compile at first use, cache, launch.
 
-Nothing happens at import: CuPy is imported, and a kernel compiled, when one is first asked for.
+A kernel's signature is the one home of its parameters: a launch names them, in any order. Nothing
+happens at import: a kernel is compiled when it is first asked for.
 """
 
 import ctypes
@@ -9,59 +10,36 @@ import struct
 import threading
 from collections.abc import Callable
 from functools import cache, partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-# Launch constants that the kernels are compiled with. One tuple of options for all modules: CuPy
-# runs an empty compile for each distinct tuple in a process, about 25 ms.
-BLOCK_THREADS = 256
-NEAR_TILES = 4  # row tiles that a block reads whole for a tile of columns
-FEW_TILES_SHIFT = 1  # 2**this row tiles have staircases that fit in a block's shared memory
-FEW_SEGMENTS = 16384  # of a forest, whose minima fit in a block's shared memory
-OPTIONS = (
-    "-std=c++17",
-    f"-DBLOCK_THREADS={BLOCK_THREADS}",
-    f"-DNEAR_TILES={NEAR_TILES}",
-    f"-DFEW_TILES_SHIFT={FEW_TILES_SHIFT}",
-    f"-DFEW_SEGMENTS={FEW_SEGMENTS}",
-)
+from maskq_cupy import gpu
 
-_MISSING_CUPY = (
-    "maskq_cupy computes on the GPU with CuPy, which is not installed: "
-    'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version); '
-    "maskq_cupy.reference needs NumPy alone"
-)
+
+class Sizes(NamedTuple):
+    """What the kernels are compiled with, by its name in capitals, and launches are planned for."""
+
+    block_threads: int = 256  # a multiple of 32
+    near_tiles: int = 4  # row tiles that a block reads whole for a tile of columns
+    few_tiles_shift: int = 1  # 2**this row tiles have staircases that fit in shared memory
+    few_segments: int = 16384  # of a forest, whose minima fit in a block's shared memory
+
+    @property
+    def definitions(self) -> tuple[str, ...]:
+        named = zip(self._fields, self, strict=True)
+        return tuple(f"-D{name.upper()}={value}" for name, value in named)
+
+
+SIZES = Sizes()  # tests replace it whole
+# One tuple of options for all modules: CuPy runs an empty compile for each distinct tuple in a
+# process, about 25 ms.
+OPTIONS = ("-std=c++17", *SIZES.definitions)
+
 _MISSING_NVRTC = (
     "CuPy compiles the kernels with NVRTC, which it does not find: "
     'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version)'
 )
-_UNUSABLE_CACHE = (
-    "CuPy keeps compiled kernels in a folder that it cannot use: "
-    "set CUPY_CACHE_DIR to one that it can write to, got"
-)
-
-
-def require_cupy() -> Any:
-    """Return the cupy module, or raise ImportError with one line that says what to do."""
-    try:
-        import cupy
-    except ImportError:
-        raise ImportError(_MISSING_CUPY) from None
-    except OSError as error:  # it makes the folder when it is imported
-        raise ImportError(f"{_UNUSABLE_CACHE} {error}") from None
-    return cupy
-
-
-def gpu_problem() -> str | None:
-    """Return None where CuPy and a CUDA device can be used, else what is missing in one line."""
-    try:
-        cupy = require_cupy()
-        devices = cupy.cuda.runtime.getDeviceCount()
-    except ImportError as error:
-        return str(error)
-    except Exception as error:  # CUDARuntimeError, or whatever a half-installed driver raises
-        return f"no CUDA device: {error}"
-    return None if devices else "no CUDA device: the driver reports none"
 
 
 def kernel_folder() -> Path:
@@ -100,7 +78,7 @@ def compile_sources(arch: int) -> dict[str, str]:
 
     The logs hold each kernel's registers, stack and spills. Raises cupy's CompileException.
     """
-    cuda = require_cupy().cuda
+    cuda = gpu.require_cupy().cuda
     options = (*OPTIONS, f"-arch=sm_{arch}", "--ptxas-options=-v")
     logs = {}
     for path in sorted(kernel_folder().glob("*.cu")):
@@ -117,24 +95,39 @@ def compile_sources(arch: int) -> dict[str, str]:
     return logs
 
 
-# Each kernel's file, and its parameters as a struct's format: P pointer, i int, I unsigned.
-_KERNELS = {
-    "columns_rule": ("columns_rule.cu", "PPIIIIIIPII"),
-    "row_staircases": ("columns_intervals.cu", "PPIIIPiIIPPP"),
-    "columns_of_staircases": ("columns_intervals.cu", "PPPIIIPII"),
-    "columns_of_few_rows": ("columns_intervals.cu", "PPIIIPiIPI"),
-    "excess_of_rows": ("excess.cu", "PPIIIPiIIPPPPP"),
-    "segment_minima": ("columns_tree.cu", "PIIP"),
-    "columns_tree": ("columns_tree.cu", "PPIIIPIPPIII"),
-    "column_tile_lists": ("tile_lists.cu", "PIIIIIPPPPP"),
-    "row_tile_lists": ("tile_lists.cu", "PIIPPPP"),
-    "four_columns": ("forms.cu", "PIiP"),
-    "dense_mask": ("forms.cu", "PIIIIP"),
-}
+class Signature(NamedTuple):
+    """A kernel's parameters: their names, and their kinds as `struct` writes them."""
+
+    names: tuple[str, ...]
+    form: str
 
 
-def kernel_names() -> tuple[str, ...]:
-    return tuple(_KERNELS)
+def signatures(text: str) -> dict[str, Signature]:
+    """Return the signature of each kernel that a `.cu` file's text defines."""
+    code = re.sub("//.*", "", text)
+    found = re.findall(r'extern "C" __global__ [^;{]*?void (\w+)\((.*?)\)\s*{', code, re.DOTALL)
+    return {name: _signature(parameters.split(",")) for name, parameters in found}
+
+
+def _signature(parameters: list[str]) -> Signature:
+    declared = [re.fullmatch(r"(.*?)(\w+)", p.strip(), re.DOTALL) for p in parameters if p.strip()]
+    kinds = [(match[1].strip(), match[2]) for match in declared if match]
+    form = "".join("P" if "*" in kind else _FORMS[kind] for kind, _ in kinds)
+    return Signature(tuple(name for _, name in kinds), form)
+
+
+_FORMS = {"int": "i", "unsigned": "I", "long long": "q", "unsigned long long": "Q"}
+
+
+@cache
+def kernels() -> dict[str, tuple[str, Signature]]:
+    """Return each kernel's file and signature, by its name."""
+    files = {path.name: path.read_text() for path in sorted(kernel_folder().glob("*.cu"))}
+    return {
+        name: (file, signature)
+        for file, text in files.items()
+        for name, signature in signatures(text).items()
+    }
 
 
 class _Attribute(ctypes.Structure):
@@ -168,7 +161,8 @@ class Kernel:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._file, form = _KERNELS[name]
+        self._file, (names, form) = kernels()[name]
+        self._in_order = itemgetter(*names)
         self._packer = struct.Struct(form)
         ends = [struct.calcsize(form[: i + 1]) for i in range(len(form))]
         self._offsets = [end - struct.calcsize(c) for end, c in zip(ends, form, strict=True)]
@@ -184,32 +178,33 @@ class Kernel:
                 try:
                     function = _module(self._file).get_function(self._name).kernel
                 except OSError as error:
-                    raise RuntimeError(f"{_UNUSABLE_CACHE} {error}") from error
+                    raise RuntimeError(f"{gpu.UNUSABLE_CACHE} {error}") from error
                 self._functions.append(function)
                 self.pointers[device] = function.ptr
 
     def launch(
-        self, device: int, stream: int, grid: int, arguments: tuple, overlap: bool = False
+        self, device: int, stream: int, grid: int, arguments: dict[str, Any], overlap: bool = False
     ) -> None:
         """Launch on the current device, `device`, for which the kernel is loaded.
 
+        arguments: by the names of the kernel's parameters.
         overlap: let it begin before the end of the launch before it, on devices that can.
         """
         try:
-            own = self._per_thread.own
+            prepared = self._per_thread.prepared
         except AttributeError:
-            own = self._per_thread.own = self._prepare(device)
-        pack, parameters, launch, launch_overlapping = own
-        pack(*arguments)
+            prepared = self._per_thread.prepared = self._prepare(device)
+        pack, parameters, launch, launch_overlapping = prepared
+        pack(*self._in_order(arguments))
         function = self.pointers[device]
         if overlap and _can_overlap(device):
             launch_overlapping(function, grid, stream, parameters)
         else:
-            launch(function, grid, 1, 1, BLOCK_THREADS, 1, 1, 0, stream, parameters, 0)
+            launch(function, grid, 1, 1, SIZES.block_threads, 1, 1, 0, stream, parameters, 0)
 
     def _prepare(self, device: int) -> tuple[Any, ...]:
         """Return what a thread's launches reuse: the parameters' memory and the driver's calls."""
-        require_cupy().cuda.runtime.setDevice(device)  # makes the context current in a new thread
+        gpu.runtime.setDevice(device)  # makes the context current in a new thread
         buffer = ctypes.create_string_buffer(self._packer.size)
         start = ctypes.addressof(buffer)
         parameters = (ctypes.c_void_p * len(self._offsets))(*(start + at for at in self._offsets))
@@ -217,12 +212,12 @@ class Kernel:
         return (
             partial(self._packer.pack_into, buffer, 0),
             ctypes.addressof(parameters),
-            require_cupy().cuda.driver.launchKernel,
-            _overlapping_launch(),
+            gpu.driver.launchKernel,
+            overlapping_launch(),
         )
 
 
-def _overlapping_launch() -> Callable[[int, int, int, int], None]:
+def overlapping_launch() -> Callable[[int, int, int, int], None]:
     """Return what launches so that it may begin before the end of the launch before it.
 
     Of function, blocks, stream and parameters; for one thread, whose launches share its config.
@@ -230,7 +225,9 @@ def _overlapping_launch() -> Callable[[int, int, int, int], None]:
     """
     attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION)
     attribute.value[0] = 1
-    config = _Config(*(1, 1, 1), *(BLOCK_THREADS, 1, 1), 0, None, ctypes.pointer(attribute), 1)
+    config = _Config(
+        *(1, 1, 1), *(SIZES.block_threads, 1, 1), 0, None, ctypes.pointer(attribute), 1
+    )
     config_address = ctypes.addressof(config)
     call = _driver().cuLaunchKernelEx
     call.argtypes = (ctypes.c_void_p,) * 4
@@ -240,7 +237,7 @@ def _overlapping_launch() -> Callable[[int, int, int, int], None]:
         config.stream = stream
         status = call(config_address, function, parameters, None)
         if status:
-            require_cupy().cuda.driver.check_status(status)
+            gpu.driver.check_status(status)
 
     return launch
 
@@ -256,13 +253,13 @@ def _can_overlap(device: int) -> bool:
 
     An older NVRTC compiles for an older one, and no waits; the extras bring a newer one.
     """
-    return int(require_cupy().cuda.Device(device).compute_capability) >= 90
+    return int(gpu.cupy.cuda.Device(device).compute_capability) >= 90
 
 
 def _check_nvrtc() -> None:
     """Require NVRTC, which CuPy asks for its version even where a kernel is in the disk cache."""
     try:
-        require_cupy().cuda.nvrtc.getVersion()
+        gpu.require_cupy().cuda.nvrtc.getVersion()
     except RuntimeError as error:
         raise RuntimeError(_MISSING_NVRTC) from error
 
@@ -283,4 +280,4 @@ def kernel(name: str) -> Kernel:
 
 @cache
 def _module(file: str) -> Any:
-    return require_cupy().RawModule(code=source(file), options=OPTIONS, backend="nvrtc")
+    return gpu.require_cupy().RawModule(code=source(file), options=OPTIONS, backend="nvrtc")

@@ -1,0 +1,86 @@
+"""CuPy and the GPU: found when a call first asks for its device, not before.
+
+`cupy`, `runtime` and `driver` are None until then; afterwards a call looks them up here at no cost.
+"""
+
+import os
+from functools import cache
+from typing import Any
+
+cupy: Any = None
+runtime: Any = None  # cupy.cuda.runtime
+driver: Any = None  # cupy.cuda.driver
+
+_MISSING_CUPY = (
+    "maskq_cupy computes on the GPU with CuPy, which is not installed: "
+    'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version); '
+    "maskq_cupy.reference needs NumPy alone"
+)
+UNUSABLE_CACHE = (
+    "CuPy keeps compiled kernels in a folder that it cannot use: "
+    "set CUPY_CACHE_DIR to one that it can write to, got"
+)
+
+
+def require_cupy() -> Any:
+    """Return the cupy module, or raise ImportError with one line that says what to do."""
+    global cupy, runtime, driver
+    if cupy is None:
+        try:
+            import cupy as found
+        except ImportError:
+            raise ImportError(_MISSING_CUPY) from None
+        except OSError as error:  # it makes the folder when it is imported
+            raise ImportError(f"{UNUSABLE_CACHE} {error}") from None
+        runtime, driver, cupy = found.cuda.runtime, found.cuda.driver, found
+    return cupy
+
+
+def gpu_problem() -> str | None:
+    """Return None where CuPy and a CUDA device can be used, else what is missing in one line."""
+    try:
+        require_cupy()
+        devices = runtime.getDeviceCount()
+    except ImportError as error:
+        return str(error)
+    except Exception as error:  # CUDARuntimeError, or whatever a half-installed driver raises
+        return f"no CUDA device: {error}"
+    return None if devices else "no CUDA device: the driver reports none"
+
+
+def current_device() -> int:
+    """Return the current CUDA device, or raise with what is missing and where to go without one."""
+    if cupy is None:
+        require_cupy()
+    try:
+        return runtime.getDevice()
+    except runtime.CUDARuntimeError as error:
+        if error.status == _INITIALIZATION_ERROR:  # another library used CUDA before the fork
+            raise RuntimeError(_FORKED) from None
+        raise RuntimeError(
+            f"{gpu_problem() or error}; maskq_cupy.reference computes the same on the CPU"
+        ) from None
+
+
+_INITIALIZATION_ERROR = 3  # cudaErrorInitializationError
+_FORKED = (
+    "CUDA cannot be used after a fork of a process that has used it: start processes with "
+    "multiprocessing's 'spawn' method"
+)
+
+
+@cache
+def refuse_after_fork() -> None:
+    """Have every call in a child that is forked from now on raise, where CUDA might hang.
+
+    Every call asks for the current device first, so that this costs nothing a call.
+    """
+
+    def refuse() -> int:
+        raise RuntimeError(_FORKED)
+
+    def in_child() -> None:
+        global current_device
+        current_device = refuse
+
+    os.register_at_fork(after_in_child=in_child)
