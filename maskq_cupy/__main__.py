@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from maskq_cupy import checks, picture, reference
+from maskq_cupy.columns import get_attn_mask_q
 from maskq_cupy.compiler import compile_sources
 from maskq_cupy.gpu import gpu_problem, require_cupy
 
@@ -77,18 +78,12 @@ def _backend() -> tuple[str, Callable[..., np.ndarray]]:
     if problem is not None:
         reason = problem.partition(":")[0]  # doctor says the rest
         return f"No GPU: NumPy reference ({reason})", reference.get_attn_mask_q
-    cupy, get_attn_mask_q = require_cupy(), _gpu_function()
+    cupy = require_cupy()
 
     def on_gpu(*args: Any, **kwargs: Any) -> np.ndarray:
         return cupy.asnumpy(get_attn_mask_q(*args, **kwargs))
 
     return f"GPU: {_gpu_name(cupy)}, CuPy {cupy.__version__}", on_gpu
-
-
-def _gpu_function() -> Callable[..., Any]:
-    from maskq_cupy.columns import get_attn_mask_q  # imports CuPy
-
-    return get_attn_mask_q
 
 
 def _gpu_name(cupy: Any) -> str:
@@ -214,7 +209,7 @@ def _timing(cu_seqlens_q: np.ndarray, cu_seqlens_k: np.ndarray) -> str:
     cupy = require_cupy()
     arrays = cupy.asarray(cu_seqlens_q), cupy.asarray(cu_seqlens_k)
     out = cupy.empty((int(cu_seqlens_k[-1]), 2), np.int32)
-    call = partial(_gpu_function(), *arrays, out=out)
+    call = partial(get_attn_mask_q, *arrays, out=out)
     _seconds_a_call(call, 20)
     cupy.cuda.Device().synchronize()
     host = _seconds_a_call(call, 500)  # few enough that the launch queue never fills

@@ -4,10 +4,9 @@ import math
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
-from maskq_cupy import arrays, checks, forms, gpu, launch, pack, plan
-from maskq_cupy.arrays import GpuArray, Streams, cupy
+from maskq_cupy import checks, gpu, plan
+from maskq_cupy.call import Call, columns_of
+from maskq_cupy.facts import Facts
 from maskq_cupy.reference import Blocks
 
 
@@ -51,42 +50,20 @@ def to_blocks(
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
     block_size = checks.check_block_size(block_size)
-    device = gpu.current_device()
-    streams = arrays.streams_of(stream, device)
-    source = forms.columns_on_gpu(columns, streams)
-    targets = {} if out is None else _targets(out, streams)
-    memory = None if scratch is None else launch.on_gpu(scratch, "scratch", streams)
-    given = [source, *targets.values()]
-    if memory is not None:
-        given.append(memory)
-    other = launch.other_device(given, device)
-    if other is not None:
-        with cupy.cuda.Device(other):
-            return to_blocks(
-                columns, q_token_num, block_size, out=out, scratch=scratch, stream=stream
-            )
-    if stream is not None:
-        arrays.check_stream(streams.launch)
-
-    column_num = source.shape[-2]
-    shapes = plan.block_shapes(*plan.tile_grid(row_num, column_num, block_size))
-    for (name, target), shape in zip(targets.items(), shapes, strict=False):
-        forms.check_result(name, target, "int32", (shape,), alignment=4)
-    _forbid_overlaps({"columns": source, **targets})
-
-    if out is None:
-        out = _new_blocks(shapes, streams)
-        pointers = Blocks(*(array.data.ptr for array in out))
-    else:
-        pointers = Blocks(*(target.pointer for target in targets.values()))
-    # The pool's memory may be handed out again at once: on this stream, behind the launches.
-    nbytes = plan.blocks_scratch_nbytes(row_num, column_num, block_size)
-    scratch_pointer, _ = pack.scratch_memory(memory, nbytes, [source, *targets.values()], streams)
-    launches = plan.block_launches(
-        source.pointer, column_num, row_num, block_size, pointers, scratch_pointer
-    )
-    launch.run(launches, given, device, streams)
-    return out
+    named = None if out is None else _named_lists(out)
+    with Call({"columns": columns}, named, scratch, stream) as call:
+        source = columns_of(call)
+        column_num = source.shape[-2]
+        shapes = plan.block_shapes(*plan.tile_grid(row_num, column_num, block_size))
+        if out is None:
+            out, lists = _new_lists(call, shapes)
+        else:
+            lists = _given_lists(call, shapes)
+        memory = call.scratch(plan.blocks_scratch_nbytes(row_num, column_num, block_size))
+        call.run(
+            *plan.block_launches(source.pointer, column_num, row_num, block_size, lists, memory)
+        )
+        return out
 
 
 def write_lists(
@@ -102,24 +79,30 @@ def write_lists(
     lists and scratch point to memory of the plan's sizes, and stream is of the columns' device: a
     caller that has just made them need not pay for questions about them.
     """
-    device = gpu.current_device()
-    streams = arrays.streams_of(stream, device)
-    source = forms.columns_on_gpu(columns, streams)
-    if source.device != device:
-        with cupy.cuda.Device(source.device):
-            return write_lists(columns, row_num, block_size, lists, scratch, stream)
-    launches = plan.block_launches(
-        source.pointer, source.shape[-2], row_num, block_size, lists, scratch
-    )
-    launch.run(launches, [source], device, streams)
+    with Call({"columns": columns}, stream=stream) as call:
+        source = columns_of(call)
+        call.run(
+            *plan.block_launches(
+                source.pointer, source.shape[-2], row_num, block_size, lists, scratch
+            )
+        )
 
 
-def _targets(out: Blocks, streams: Streams) -> dict[str, GpuArray]:
-    """Return the facts of the arrays to write, by the names that errors give them."""
+def _named_lists(out: Blocks) -> dict[str, Any]:
+    """Return the arrays to write, by the names that errors give them."""
     if not isinstance(out, Blocks):
         raise TypeError(f"out must be a maskq_cupy.Blocks of GPU arrays, got {type(out).__name__}")
-    named = {f"out.{name}": array for name, array in out._asdict().items()}
-    return {name: launch.on_gpu(array, name, streams) for name, array in named.items()}
+    return {f"out.{name}": array for name, array in out._asdict().items()}
+
+
+def _given_lists(call: Call, shapes: Blocks) -> Blocks:
+    """Return the addresses of the caller's arrays, which are checked."""
+    named = list(zip(_named_lists(shapes), shapes, strict=True))
+    for name, shape in named:
+        checks.check_target_form(name, call.targets[name], "int32", [shape])
+    lists = Blocks(*(call.target(name, 4) for name, _ in named))
+    _forbid_overlaps({name: call.targets[name] for name, _ in named})
+    return lists
 
 
 def list_starts(shapes: Blocks) -> list[int]:
@@ -133,21 +116,22 @@ def list_starts(shapes: Blocks) -> list[int]:
     return starts
 
 
-def _new_blocks(shapes: Blocks, streams: Streams) -> Blocks:
-    """Allocate all eight arrays at once."""
+def _new_lists(call: Call, shapes: Blocks) -> tuple[Blocks, Blocks]:
+    """Allocate all eight arrays at once; return them, and their addresses."""
     *starts, end = list_starts(shapes)
-    memory = launch.new_result((end,), np.int32, streams).data
-    return Blocks(
-        *(
-            cupy.ndarray(shape, np.int32, memory + 4 * start)
-            for shape, start in zip(shapes, starts, strict=True)
-        )
+    first = call.result("int32", 16, (end,))
+    pointers = Blocks(*(first + 4 * start for start in starts))
+    memory, ndarray = call.out.data, gpu.ndarray
+    lists = (
+        ndarray(shape, "int32", memory + 4 * start)
+        for shape, start in zip(shapes, starts, strict=True)
     )
+    return Blocks(*lists), pointers
 
 
-def _forbid_overlaps(named: dict[str, GpuArray]) -> None:
+def _forbid_overlaps(named: dict[str, Facts]) -> None:
     """Require that no two of the arrays share a byte."""
     filled = [(array.pointer, name, array) for name, array in named.items() if array.nbytes]
     in_memory = sorted(filled, key=lambda entry: entry[0])
     for (_, _, before), (_, name, array) in pairwise(in_memory):
-        launch.forbid_overlap(name, array, [before])
+        checks.forbid_overlap(name, array, [before])

@@ -5,11 +5,12 @@ Values are checked where they are at hand: always on the host, on a GPU under ``
 """
 
 import operator
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from maskq_cupy import forest
+from maskq_cupy.facts import Facts
 from maskq_cupy.rule import INT32_MAX
 
 INDEX_DTYPES = ("int32", "int64")
@@ -94,50 +95,6 @@ def check_dense_size(row_num: int, column_num: int, limit: int) -> None:
         )
 
 
-class HostBatch(NamedTuple):
-    """A checked batch on the host, int64: cu_seqlens cut to B + 1 entries, intervals to (Q, 2)."""
-
-    cu_seqlens_q: np.ndarray
-    cu_seqlens_k: np.ndarray
-    attn_mask_kv: np.ndarray | None
-    column_num: int
-
-    @property
-    def row_num(self) -> int:
-        return 0 if self.attn_mask_kv is None else len(self.attn_mask_kv)
-
-
-def host_batch(
-    cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any, kv_token_num: int | None
-) -> HostBatch:
-    """Check the forms and the values of a batch of lists and host arrays."""
-    q = _host_indices("cu_seqlens_q", cu_seqlens_q)
-    k = _host_indices("cu_seqlens_k", cu_seqlens_k)
-    check_cu_seqlens_form("cu_seqlens_q", str(q.dtype), q.shape)
-    check_cu_seqlens_form("cu_seqlens_k", str(k.dtype), k.shape)
-    check_same_batch(len(q), len(k))
-    q, k = q[: len(k)].astype(np.int64), k.astype(np.int64)
-    check_cu_seqlens_values("cu_seqlens_q", q)
-    check_cu_seqlens_values("cu_seqlens_k", k)
-    intervals = None
-    if attn_mask_kv is not None:
-        intervals = _host_indices("attn_mask_kv", attn_mask_kv)
-        check_intervals_form(str(intervals.dtype), intervals.shape)
-        intervals = intervals.reshape(-1, 2).astype(np.int64)
-    column_num = int(k[-1]) if kv_token_num is None else check_token_num(kv_token_num)
-    row_num = None if intervals is None else len(intervals)
-    check_totals(column_num, int(k[-1]), row_num, int(q[-1]))
-    return HostBatch(q, k, intervals, column_num)
-
-
-def _host_indices(name: str, value: Any) -> np.ndarray:
-    """Return a list or host array as NumPy's; an empty list holds no floats."""
-    array = np.asarray(value)
-    if array.dtype == object:
-        raise TypeError(f"{name} must hold ints below 2**63, got {value!r:.80}")
-    return array.astype(np.int64) if array.size == 0 and isinstance(value, (list, tuple)) else array
-
-
 def check_cu_seqlens_values(name: str, cu_seqlens: np.ndarray) -> None:
     """Require values that start at 0, never decrease and end within int32."""
     if cu_seqlens[0] != 0:
@@ -163,15 +120,6 @@ def check_parent_form(dtype: str, shape: Sequence[int], segment_num: int) -> Non
         raise form_error("parent", expected, dtype, shape)
 
 
-def host_parents(parent: Any, segment_num: int) -> np.ndarray:
-    """Check the form and the values of a list or host array of parents; return it as int64."""
-    parents = _host_indices("parent", parent)
-    check_parent_form(str(parents.dtype), parents.shape, segment_num)
-    parents = parents.astype(np.int64)
-    check_parent_values(parents)
-    return parents
-
-
 def check_parent_values(parent: np.ndarray) -> None:
     """Require parents before their children, and segments in depth-first order."""
     segment = np.arange(len(parent))
@@ -181,7 +129,7 @@ def check_parent_values(parent: np.ndarray) -> None:
         raise ValueError(
             f"parent must hold -1 or a segment before its child, got parent[{b}] = {parent[b]}"
         )
-    ends = subtree_ends(parent)
+    ends = forest.subtree_ends(parent)
     late = np.flatnonzero((parent >= 0) & (ends[parent] <= segment))
     if late.size:
         b = int(late[0])
@@ -191,23 +139,6 @@ def check_parent_values(parent: np.ndarray) -> None:
             f"one's ancestors, got parent[{b}] = {parent[b]}, whose subtree ended before segment "
             f"{end} with parent[{end}] = {parent[end]}"
         )
-
-
-def subtree_ends(parent: np.ndarray) -> np.ndarray:
-    """Return for each segment the first one behind it whose parent is before it, or B."""
-    segment_num = len(parent)
-    segment = np.arange(segment_num)
-    least = [parent]  # least[i][b] is the least parent of 2**i segments from b on
-    for i in range(max(segment_num - 1, 0).bit_length()):
-        wider = least[-1].copy()
-        np.minimum(wider[: -(2**i)], wider[2**i :], out=wider[: -(2**i)])
-        least.append(wider)
-    ends = segment + 1
-    for i, parents in reversed(list(enumerate(least))):
-        inside = ends < segment_num
-        inside[inside] = parents[ends[inside]] >= segment[inside]
-        ends = np.where(inside, np.minimum(ends + 2**i, segment_num), ends)
-    return ends
 
 
 def check_excess(pairs: int, first_row: int) -> None:
@@ -229,3 +160,59 @@ def check_totals(kv_token_num: int, kv_total: int, row_num: int | None, q_total:
         raise ValueError(
             f"attn_mask_kv must have at least cu_seqlens_q[B] rows, got {row_num} below {q_total}"
         )
+
+
+def check_contiguous(name: str, array: Facts) -> None:
+    if not array.contiguous:
+        raise ValueError(
+            f"{name} must be C-contiguous, got a strided view of shape {tuple(array.shape)}"
+        )
+
+
+def check_aligned(name: str, array: Facts, alignment: int) -> None:
+    if array.pointer % alignment:
+        raise ValueError(f"{name} must be {alignment}-byte aligned, got address {array.pointer:#x}")
+
+
+def check_target_form(
+    name: str, target: Facts, dtype: str, shapes: Sequence[tuple[int, ...]]
+) -> None:
+    """Require that a result of one of these shapes fits into an array of the caller's."""
+    if target.dtype != dtype or target.shape not in shapes:
+        found = tuple(target.shape)
+        kind = TypeError if target.dtype != dtype else ValueError
+        either = " or ".join(map(str, shapes))
+        raise kind(f"{name} must be {dtype} of shape {either}, got {target.dtype} of shape {found}")
+
+
+def check_target(name: str, target: Facts, alignment: int, inputs: Iterable[Facts]) -> None:
+    """Require that a kernel can write to an array of the caller's while it reads the inputs."""
+    if not target.contiguous:
+        check_contiguous(name, target)
+    if not target.writable:
+        raise ValueError(f"{name} must be writable, got a read-only {type(target.value).__name__}")
+    if target.pointer % alignment:
+        check_aligned(name, target, alignment)
+    forbid_overlap(name, target, inputs)
+
+
+def check_scratch(memory: Facts, nbytes: int) -> None:
+    """Require memory that the kernels can keep so many bytes in."""
+    usable = memory.contiguous and memory.writable and memory.pointer % 16 == 0
+    if memory.nbytes < nbytes or not usable:
+        raise ValueError(
+            "scratch must be writable, contiguous, 16-byte aligned and of at least "
+            f"{nbytes} bytes, got {memory.nbytes} bytes at {memory.pointer:#x}, "
+            f"contiguous={memory.contiguous}, writable={memory.writable}"
+        )
+
+
+def forbid_overlap(name: str, array: Facts, given: Iterable[Facts]) -> None:
+    """Require that a written array shares no byte with the others."""
+    start, end = array.pointer, array.pointer + array.nbytes
+    for other in given:
+        if other.pointer < end and start < other.pointer + other.nbytes and other is not array:
+            raise ValueError(
+                f"{name} must not overlap the other arrays, got {start:#x} to {end:#x} "
+                f"over {other.pointer:#x} to {other.pointer + other.nbytes:#x}"
+            )

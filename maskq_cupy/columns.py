@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import numpy as np
-
-from maskq_cupy import arrays, checks, excess, launch, pack, plan
-from maskq_cupy.arrays import cupy
+from maskq_cupy import plan
+from maskq_cupy.call import Call
+from maskq_cupy.excess import check_excess
+from maskq_cupy.pack import asked_column_num, intervals_of, pack_of
 from maskq_cupy.rule import resolve_rule
 
 
@@ -68,59 +68,16 @@ def get_attn_mask_q(
     named = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     if attn_mask_kv is not None:
         named["attn_mask_kv"] = attn_mask_kv
-    inputs, target, memory, given, device, other, streams = pack.call_of(
-        named, out, scratch, stream
-    )
-    if other is not None:
-        with cupy.cuda.Device(other):
-            return get_attn_mask_q(
-                cu_seqlens_q, cu_seqlens_k, attn_mask_kv, kv_token_num,
-                causal=causal, window=window, num_sink_tokens=num_sink_tokens,
-                out=out, scratch=scratch, stream=stream, validate=validate,
-            )  # fmt: skip
-
-    column_num = None if kv_token_num is None else checks.check_token_num(kv_token_num)
-    if target is not None:
-        column_num = pack.check_out(target, inputs, column_num)
-    row_num = 0
-    on_gpu = bool(inputs)
-    if on_gpu:
-        pack.check_cuts(inputs[0], inputs[1])
-        if attn_mask_kv is not None:
-            row_num = pack.check_intervals(inputs[2])
-    else:
-        host = checks.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, column_num)
-        inputs = pack.upload_batch(host, streams)
-        row_num, column_num = host.row_num, host.column_num
-    q, k = inputs[0], inputs[1]
-    if column_num is None:
-        column_num = pack.read_column_num(k, given, streams)
-    if validate and on_gpu:
-        launch.forbid_in_capture(streams, "validate=True waits for the GPU")
-        arrays.wait_for_producers(given, streams)
-        row_total, key_total = pack.check_cuts_values(q, k, streams)
-        checks.check_totals(column_num, key_total, row_num if inputs[2:] else None, row_total)
-    if validate and row_num:
-        excess.check_excess(inputs, row_num, given, device, streams)
-
-    if target is None:
-        out = launch.new_result((column_num, 2), np.int32, streams)
-        columns = out.data.ptr
-    else:
-        columns = target.pointer
-    if column_num == 0:
-        return out
-    batch = pack.plan_batch(q, k)
-    launches: tuple[plan.Launch, ...]
-    if not row_num:
-        launches = (plan.rule_launch(batch, rule, columns, column_num),)
-    else:
-        # The pool's memory may be handed out again at once: on this stream, behind the launches.
-        scratch_pointer, _ = pack.scratch_memory(
-            memory, plan.scratch_nbytes(row_num), [*inputs, target], streams
-        )
-        launches = plan.interval_launches(
-            batch, pack.plan_rows(inputs[2], row_num), columns, column_num, scratch_pointer
-        )
-    launch.run(launches, given, device, streams)
-    return out
+    with Call(named, out, scratch, stream) as call:
+        column_num = asked_column_num(call, kv_token_num)
+        cuts, n, row_num = pack_of(call, column_num, validate)
+        if validate and row_num:
+            check_excess(call, cuts, row_num)
+        columns = call.columns(n)
+        if n and row_num:
+            intervals = intervals_of(call, row_num)
+            memory = call.scratch(plan.scratch_nbytes(row_num))
+            call.run(*plan.interval_launches(cuts, intervals, columns, n, memory))
+        elif n:
+            call.run(plan.rule_launch(cuts, rule, columns, n))
+        return call.out

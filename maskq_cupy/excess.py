@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from maskq_cupy import arrays, checks, launch, pack, plan
-from maskq_cupy.arrays import GpuArray, Streams, cupy
+from maskq_cupy import checks, plan
+from maskq_cupy.call import Call
+from maskq_cupy.compiler import Launch
+from maskq_cupy.pack import intervals_of, pack_of
 
 
 def excess_pairs(
@@ -55,65 +57,30 @@ def excess_pairs(
         "cu_seqlens_k": cu_seqlens_k,
         "attn_mask_kv": attn_mask_kv,
     }
-    inputs, target, memory, given, device, other, streams = pack.call_of(
-        named, out, scratch, stream
-    )
-    if other is not None:
-        with cupy.cuda.Device(other):
-            return excess_pairs(
-                cu_seqlens_q, cu_seqlens_k, attn_mask_kv, scratch=scratch, stream=stream, out=out
-            )
-    if target is not None:
-        _check_out(target, inputs)
-    if inputs:
-        pack.check_cuts(inputs[0], inputs[1])
-        row_num = pack.check_intervals(inputs[2])
-    else:
-        host = checks.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, None)
-        inputs, row_num = pack.upload_batch(host, streams), host.row_num
-    # The pool's memory may be handed out again at once: on this stream, behind the launches.
-    scratch_pointer, _ = pack.scratch_memory(
-        memory, plan.excess_scratch_nbytes(row_num), [*inputs, target], streams
-    )
-    if target is None:
-        out = launch.new_result((), np.int64, streams)
-        pairs = out.data.ptr
-    else:
-        pairs = target.pointer
-    launches: tuple[plan.Launch, ...] = ()
-    if row_num:
-        launches = plan.excess_launches(
-            pack.plan_batch(inputs[0], inputs[1]), pack.plan_rows(inputs[2], row_num),
-            pairs, 0, scratch_pointer,
-        )  # fmt: skip
-    launch.run(launches, given, device, streams, zeroed=(pairs, 8))
-    return out
+    with Call(named, out, scratch, stream) as call:
+        cuts, _, row_num = pack_of(call, None, has_columns=False)
+        pairs = call.result("int64", 8, (), (1,))
+        memory = call.scratch(plan.excess_scratch_nbytes(row_num))
+        launches = _launches(call, cuts, row_num, pairs, 0, memory)
+        call.run(*launches, zeroed=(pairs, 8))
+        return call.out
 
 
-def _check_out(target: GpuArray, inputs: list[GpuArray]) -> None:
-    shape = tuple(target.shape)
-    if target.dtype != "int64" or target.nbytes != 8:
-        raise checks.form_error("out", "int64 of one element", target.dtype, shape)
-    if not target.writable:
-        raise ValueError(f"out must be writable, got a read-only {type(target.value).__name__}")
-    launch.forbid_overlap("out", target, inputs)
+def _launches(
+    call: Call, cuts: plan.Cuts, row_num: int, pairs: int, rows: int, memory: int
+) -> tuple[Launch, ...]:
+    if not row_num:
+        return ()
+    return plan.excess_launches(cuts, intervals_of(call, row_num), pairs, rows, memory)
 
 
-def check_excess(
-    inputs: list[GpuArray],
-    row_num: int,
-    given: list[GpuArray],
-    device: int,
-    streams: Streams,
-) -> None:
-    """Count on the GPU, wait for the count, and raise if it is not 0; row_num is at least 1."""
-    q, k, intervals = inputs
-    scratch, _ = pack.scratch_memory(None, plan.excess_scratch_nbytes(row_num), [], streams)
-    found = arrays.empty((2,), np.int64, streams)
-    pairs, rows_from_first = found.data.ptr, found.data.ptr + 8
-    launches = plan.excess_launches(
-        pack.plan_batch(q, k), pack.plan_rows(intervals, row_num), pairs, rows_from_first, scratch
-    )
-    launch.run(launches, given, device, streams, zeroed=(pairs, 16))
-    count, rows = (int(value) for value in arrays.download(pairs, np.int64, 2, streams.launch))
-    checks.check_excess(count, row_num - rows)
+def check_excess(call: Call, cuts: plan.Cuts, row_num: int) -> None:
+    """Count on the GPU, wait for the count, and raise if it is not 0."""
+    nbytes = plan.excess_scratch_nbytes(row_num)
+    memory = call.allocate(nbytes + 16)
+    pairs, rows = memory + nbytes, memory + nbytes + 8
+    call.run(*_launches(call, cuts, row_num, pairs, rows, memory), zeroed=(pairs, 16))
+    found = np.empty(2, np.int64)
+    call.download(pairs, found)
+    count, rows_from_first = found.tolist()
+    checks.check_excess(count, row_num - rows_from_first)

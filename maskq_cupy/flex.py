@@ -8,6 +8,8 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskq_cupy import checks, plan
+from maskq_cupy.blocks import list_starts, write_lists
+from maskq_cupy.columns import get_attn_mask_q
 from maskq_cupy.reference import Blocks
 
 
@@ -48,8 +50,6 @@ def block_mask(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    from maskq_cupy.blocks import write_lists  # imports CuPy
-
     tensor = _on_gpu(columns, "columns")
     row_num = checks.check_int(q_token_num, "q_token_num")
     column_num = checks.check_columns_form(_dtype(tensor), tensor.shape)
@@ -88,8 +88,6 @@ def packed_block_mask(
     Three or four launches on torch's current stream; no synchronisation unless under
     ``validate=True``. Memory and errors are those of ``block_mask``.
     """
-    from maskq_cupy.columns import get_attn_mask_q  # imports CuPy
-
     cuts_k = _on_gpu(cu_seqlens_k, "cu_seqlens_k")
     column_num = checks.check_int(kv_token_num, "kv_token_num")
     columns = torch.empty((column_num, 2), dtype=torch.int32, device=cuts_k.device)
@@ -171,8 +169,6 @@ def _layout(
 
     In 32-bit words. Known by its numbers alone, which most calls repeat.
     """
-    from maskq_cupy.blocks import list_starts  # imports CuPy
-
     shapes = plan.block_shapes(*plan.tile_grid(row_num, column_num, block_size))
     *starts, end = list_starts(shapes)
     parts = [(shape, _strides(shape), start) for shape, start in zip(shapes, starts, strict=True)]

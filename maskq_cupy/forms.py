@@ -1,14 +1,9 @@
-"""Columns in, other forms of the same mask out: four columns, a dense matrix.
-
-Also what all of these functions ask of their `columns`, `out` and `scratch`.
-"""
+"""Columns in, other forms of the same mask out: four columns, a dense matrix."""
 
 from typing import Any
 
-import numpy as np
-
-from maskq_cupy import arrays, checks, gpu, launch, plan
-from maskq_cupy.arrays import GpuArray, Streams, cupy
+from maskq_cupy import checks, plan
+from maskq_cupy.call import Call, columns_of
 from maskq_cupy.reference import DENSE_LIMIT
 
 
@@ -32,29 +27,13 @@ def to_four_columns(columns: Any, q_token_num: int, *, out: Any = None, stream: 
         RuntimeError: without a GPU, or in a graph capture that would allocate or compile.
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
-    device = gpu.current_device()
-    streams = arrays.streams_of(stream, device)
-    source = columns_on_gpu(columns, streams)
-    column_num = source.shape[-2]
-    target = None if out is None else launch.on_gpu(out, "out", streams)
-    given = [array for array in (source, target) if array is not None]
-    other = launch.other_device(given, device)
-    if other is not None:
-        with cupy.cuda.Device(other):
-            return to_four_columns(columns, q_token_num, out=out, stream=stream)
-    if stream is not None:
-        arrays.check_stream(streams.launch)
-    if target is None:
-        out = launch.new_result((column_num, 4), np.int32, streams)
-    else:
-        shapes = (column_num, 4), (1, 1, column_num, 4)
-        check_result("out", target, "int32", shapes, alignment=16)
-        launch.forbid_overlap("out", target, [source])
-    if column_num:
-        pointer = out.data.ptr if target is None else target.pointer
-        four = plan.four_columns_launch(source.pointer, column_num, row_num, pointer)
-        launch.run([four], given, device, streams)
-    return out
+    with Call({"columns": columns}, out, stream=stream) as call:
+        source = columns_of(call)
+        n = source.shape[-2]
+        four = call.result("int32", 16, (n, 4), (1, 1, n, 4))
+        if n:
+            call.run(plan.four_columns_launch(source.pointer, n, row_num, four))
+        return call.out
 
 
 def to_dense(
@@ -79,57 +58,11 @@ def to_dense(
         RuntimeError: without a GPU, or in a graph capture that would allocate or compile.
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
-    device = gpu.current_device()
-    streams = arrays.streams_of(stream, device)
-    source = columns_on_gpu(columns, streams)
-    column_num = source.shape[-2]
-    checks.check_dense_size(row_num, column_num, limit)
-    target = None if out is None else launch.on_gpu(out, "out", streams)
-    given = [array for array in (source, target) if array is not None]
-    other = launch.other_device(given, device)
-    if other is not None:
-        with cupy.cuda.Device(other):
-            return to_dense(columns, q_token_num, limit=limit, out=out, stream=stream)
-    if stream is not None:
-        arrays.check_stream(streams.launch)
-    if target is None:
-        out = launch.new_result((row_num, column_num), np.bool_, streams)
-    else:
-        shapes = (row_num, column_num), (1, 1, row_num, column_num)
-        check_result("out", target, "bool", shapes, alignment=1)
-        launch.forbid_overlap("out", target, [source])
-    if row_num and column_num:
-        pointer = out.data.ptr if target is None else target.pointer
-        dense = plan.dense_launch(source.pointer, column_num, row_num, pointer)
-        launch.run([dense], given, device, streams)
-    return out
-
-
-def columns_on_gpu(columns: Any, streams: Streams) -> GpuArray:
-    """Return the facts of the argument `columns`, of a form that a kernel can read."""
-    array = arrays.gpu_array(columns, "columns", streams)
-    if array is None:
-        raise TypeError(
-            f"columns must be an array on a GPU, got {type(columns).__name__} on the host: "
-            "maskq_cupy.reference has this function for those"
-        )
-    checks.check_columns_form(array.dtype, array.shape)
-    if not array.contiguous:
-        raise ValueError(
-            f"columns must be C-contiguous, got a strided view of shape {tuple(array.shape)}"
-        )
-    if array.pointer % 8:
-        raise ValueError(f"columns must be 8-byte aligned, got address {array.pointer:#x}")
-    return array
-
-
-def check_result(
-    name: str, target: GpuArray, dtype: str, shapes: tuple[tuple[int, ...], ...], alignment: int
-) -> None:
-    """Require that a result of one of these shapes can be written to an array of the caller's."""
-    found = tuple(target.shape)
-    if target.dtype != dtype or found not in shapes:
-        kind = TypeError if target.dtype != dtype else ValueError
-        either = " or ".join(map(str, shapes))
-        raise kind(f"{name} must be {dtype} of shape {either}, got {target.dtype} of shape {found}")
-    launch.check_writable(name, target, alignment)
+    with Call({"columns": columns}, out, stream=stream) as call:
+        source = columns_of(call)
+        n = source.shape[-2]
+        checks.check_dense_size(row_num, n, limit)
+        shown = call.result("bool", 1, (row_num, n), (1, 1, row_num, n))
+        if row_num and n:
+            call.run(plan.dense_launch(source.pointer, n, row_num, shown))
+        return call.out

@@ -10,6 +10,7 @@ from typing import Any
 cupy: Any = None
 runtime: Any = None  # cupy.cuda.runtime
 driver: Any = None  # cupy.cuda.driver
+ndarray: Any = None  # cupy.ndarray
 
 _MISSING_CUPY = (
     "maskq_cupy computes on the GPU with CuPy, which is not installed: "
@@ -24,7 +25,7 @@ UNUSABLE_CACHE = (
 
 def require_cupy() -> Any:
     """Return the cupy module, or raise ImportError with one line that says what to do."""
-    global cupy, runtime, driver
+    global cupy, runtime, driver, ndarray
     if cupy is None:
         try:
             import cupy as found
@@ -32,7 +33,8 @@ def require_cupy() -> Any:
             raise ImportError(_MISSING_CUPY) from None
         except OSError as error:  # it makes the folder when it is imported
             raise ImportError(f"{UNUSABLE_CACHE} {error}") from None
-        runtime, driver, cupy = found.cuda.runtime, found.cuda.driver, found
+        runtime, driver = found.cuda.runtime, found.cuda.driver
+        ndarray, cupy = found.ndarray, found
     return cupy
 
 

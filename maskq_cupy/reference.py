@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskq_cupy import checks
+from maskq_cupy import checks, forest, host
 from maskq_cupy.rule import CAUSAL, Rule, resolve_rule
 
 DENSE_LIMIT = 2**30  # pairs, a byte each, of a dense mask unless the caller allows more
@@ -49,7 +49,7 @@ def get_attn_mask_q(
            [0, 1, 2, 3, 3, 3, 4]], dtype=int32)
     """
     rule = resolve_rule(causal, window, num_sink_tokens, attn_mask_kv is not None)
-    q, k, intervals, column_num = checks.host_batch(
+    q, k, intervals, column_num = host.host_batch(
         cu_seqlens_q, cu_seqlens_k, attn_mask_kv, kv_token_num
     )
     column = np.arange(column_num)
@@ -121,12 +121,12 @@ def tree_attn_mask_q(
     array([[5, 5, 4, 4, 5],
            [0, 1, 2, 3, 4]], dtype=int32)
     """
-    q, k, _, column_num = checks.host_batch(cu_seqlens_q, cu_seqlens_k, None, kv_token_num)
-    parents = checks.host_parents(parent, len(k) - 1)
+    q, k, _, column_num = host.host_batch(cu_seqlens_q, cu_seqlens_k, None, kv_token_num)
+    parents = host.host_parents(parent, len(k) - 1)
     column = np.arange(column_num)
     _, ute = _rule_columns(q, k, column, CAUSAL)
     # A last segment takes the padding columns: it ends where the rows end.
-    row_ends = q[np.append(checks.subtree_ends(parents), len(parents))]
+    row_ends = q[np.append(forest.subtree_ends(parents), len(parents))]
     lts = row_ends[np.searchsorted(k[1:], column, side="right")]
     return np.stack([lts, ute], axis=1).astype(np.int32)
 
@@ -153,7 +153,7 @@ def excess_pairs(cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any) -> int
     2
     """
     checks.check_intervals_given(attn_mask_kv)
-    q, k, intervals, _ = checks.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, None)
+    q, k, intervals, _ = host.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, None)
     return int(_excess(q, k, intervals).sum())
 
 

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import numpy as np
-
-from maskq_cupy import arrays, checks, launch, pack, plan
-from maskq_cupy.arrays import GpuArray, Streams, cupy
+from maskq_cupy import plan
+from maskq_cupy.call import Call
+from maskq_cupy.pack import asked_column_num, pack_of, stride
 
 
 def tree_attn_mask_q(
@@ -62,62 +61,13 @@ def tree_attn_mask_q(
            [0, 1, 2, 3, 4]], dtype=int32)
     """
     named = {"parent": parent, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
-    inputs, target, memory, given, device, other, streams = pack.call_of(
-        named, out, scratch, stream
-    )
-    if other is not None:
-        with cupy.cuda.Device(other):
-            return tree_attn_mask_q(
-                parent, cu_seqlens_q, cu_seqlens_k, kv_token_num,
-                out=out, scratch=scratch, stream=stream, validate=validate,
-            )  # fmt: skip
-    column_num = None if kv_token_num is None else checks.check_token_num(kv_token_num)
-    if target is not None:
-        column_num = pack.check_out(target, inputs, column_num)
-    if inputs:
-        _check_forms(*inputs)
-    else:
-        host = checks.host_batch(cu_seqlens_q, cu_seqlens_k, None, column_num)
-        host_parents = checks.host_parents(parent, len(host.cu_seqlens_k) - 1)
-        inputs = pack.upload([host_parents, host.cu_seqlens_q, host.cu_seqlens_k], streams)
-        column_num = host.column_num
-        validate = False  # done, on the host
-    parents, q, k = inputs
-    if column_num is None:
-        column_num = pack.read_column_num(k, given, streams)
-    if validate:
-        _check_values(parents, q, k, column_num, given, streams)
-
-    if target is None:
-        out = launch.new_result((column_num, 2), np.int32, streams)
-        columns = out.data.ptr
-    else:
-        columns = target.pointer
-    if column_num == 0:
-        return out
-    # The pool's memory may be handed out again at once: on this stream, behind the launches.
-    minima, _ = pack.scratch_memory(
-        memory, plan.tree_scratch_nbytes(parents.shape[0]), [*inputs, target], streams
-    )
-    launches = plan.tree_launches(
-        pack.plan_batch(q, k), parents.pointer, pack.stride(parents), columns, column_num, minima
-    )
-    launch.run(launches, given, device, streams)
-    return out
-
-
-def _check_forms(parents: GpuArray, q: GpuArray, k: GpuArray) -> None:
-    pack.check_cuts(q, k)
-    checks.check_parent_form(parents.dtype, parents.shape, k.shape[0] - 1)
-    pack.check_contiguous("parent", parents)
-
-
-def _check_values(
-    parents: GpuArray, q: GpuArray, k: GpuArray, column_num: int, given: list[GpuArray],
-    streams: Streams,
-) -> None:  # fmt: skip
-    launch.forbid_in_capture(streams, "validate=True waits for the GPU")
-    arrays.wait_for_producers(given, streams)
-    _, key_total = pack.check_cuts_values(q, k, streams)
-    checks.check_totals(column_num, key_total, None, 0)
-    checks.check_parent_values(pack.read_back(parents, streams, slice(0, None)).astype(np.int64))
+    with Call(named, out, scratch, stream) as call:
+        cuts, n, _ = pack_of(call, asked_column_num(call, kv_token_num), validate)
+        columns = call.columns(n)
+        if n:
+            parents = call.inputs["parent"]
+            minima = call.scratch(plan.tree_scratch_nbytes(parents.shape[0]))
+            call.run(
+                *plan.tree_launches(cuts, parents.pointer, stride(parents), columns, n, minima)
+            )
+        return call.out

@@ -14,8 +14,7 @@ from strategies import Pack, cuts, random_pack, random_parents
 from test_hostile import hostile_pack
 
 import maskq_cupy
-from maskq_cupy import plan, reference
-from maskq_cupy.compiler import kernels
+from maskq_cupy import compiler, plan, reference
 from maskq_cupy.gpu import require_cupy
 
 
@@ -63,7 +62,7 @@ def main():
         given = [None if a is None else cupy.asarray(a) for a in (q, k, mask)]
         maskq_cupy.get_attn_mask_q(*given, column_num, **rule)
     cupy.cuda.runtime.deviceSynchronize()
-    assert launched == set(kernels()), launched
+    assert launched == set(compiler.kernels()), launched
     print(f"ran {', '.join(sorted(launched))}")
 
 
@@ -74,7 +73,9 @@ def record_kernels():
     def recorded(make):
         def recording(*arguments, **named):
             made = make(*arguments, **named)
-            launched.update(x.kernel for x in ([made] if isinstance(made, plan.Launch) else made))
+            launched.update(
+                x.kernel for x in ([made] if isinstance(made, compiler.Launch) else made)
+            )
             return made
 
         return recording

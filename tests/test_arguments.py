@@ -1,12 +1,14 @@
 """Bad input on the host: the message names the argument, what was expected and what came."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import maskq_cupy
-from maskq_cupy import reference
+from maskq_cupy import pack, reference
+from maskq_cupy.facts import Facts
 
 CALLS = [
     ({"cu_seqlens_k": np.zeros((4, 1), np.float32)}, TypeError,
@@ -104,16 +106,12 @@ def test_only_a_gpu_array_is_an_out():
 @pytest.mark.parametrize("shape", [(), (2,), (6,), (3, 3), (1, 3, 2), (2, 1, 3, 2), (1, 1, 3, 3)])
 def test_shape_of_out(shape):
     """Without a GPU: the check takes host-side facts."""
-    pytest.importorskip("cupy")
-    from maskq_cupy import pack
-    from maskq_cupy.arrays import GpuArray
-
-    out = GpuArray()
-    out.pointer, out.dtype, out.shape, out.nbytes = 64, "int32", shape, 24
-    out.contiguous = True
+    out = Facts()
+    call = SimpleNamespace(out=out, targets={"out": out})
+    out.dtype, out.shape = "int32", shape
     message = f"out must be int32 of shape (N, 2) or (1, 1, N, 2), got int32 of shape {shape}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        pack.check_out(out, [], None)
+        pack.asked_column_num(call, None)
     for good in ((3, 2), (1, 1, 3, 2), (0, 2)):
         out.shape = good
-        assert pack.check_out(out, [], None) == good[-2]
+        assert pack.asked_column_num(call, None) == good[-2]

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from maskq_cupy import compiler
+from maskq_cupy import compiler, plan
+from maskq_cupy.rule import Rule
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
@@ -42,15 +43,29 @@ def test_a_signature_is_read_from_the_text():
     assert compiler.signatures(swapped)["scale"].names == ("words", "stride", "num", "by", "out")
 
 
-def test_arguments_are_packed_by_name_in_the_order_of_the_signature(monkeypatch):
+def test_arguments_by_name_take_the_order_of_the_signature(monkeypatch):
     """Two parameters of one type change places in a file: their values do too."""
-    arguments = {"words": 11, "num": 22, "stride": 33, "by": -44, "out": 55}
+    named = {"words": 11, "num": 22, "stride": 33, "by": -44, "out": 55}
     for names in (("num", "stride"), ("stride", "num")):
         signature = compiler.Signature(("words", *names, "by", "out"), "PIIqP")
         monkeypatch.setattr(compiler, "kernels", lambda s=signature: {"scale": ("a.cu", s)})
-        assert compiler.Kernel("scale")._in_order(arguments) == (
-            *(11, *(arguments[name] for name in names), -44, 55),
-        )
+        make = compiler.launch_of.__wrapped__("scale")
+        launch = make(3, **named)
+        assert launch.arguments == (11, *(named[name] for name in names), -44, 55)
+        assert launch.named == named
+        for wrong in ({"strides": 1}, {}):
+            with pytest.raises(TypeError):
+                make(3, words=1, num=2, by=3, out=4, **wrong)
+
+
+def test_groups_of_arguments_are_parameters_in_a_row():
+    """Where a kernel takes a pack, intervals or a rule, they are its parameters in this order."""
+    groups = plan.Cuts._fields, plan.Intervals._fields, Rule._fields
+    for name, (_, signature) in compiler.kernels().items():
+        for group in groups:
+            if group[-2] in signature.names:  # no other parameter has this name
+                at = signature.names.index(group[0])
+                assert signature.names[at : at + len(group)] == group, name
 
 
 def test_inlined_source_keeps_files_and_lines():

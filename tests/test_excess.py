@@ -83,8 +83,8 @@ def add_call(script, pack, misaligned=False, large=False, with_first=True):
     found = script.buffer(np.zeros(2, np.int64))
     intervals = script.buffer(mask, offset=mask.dtype.itemsize if misaligned else 0)
     launches = plan.excess_launches(
-        plan.pack_arguments(script.buffer(q), script.buffer(k), *strides, len(k) - 1),
-        plan.interval_arguments(intervals, mask.dtype == np.int64, row_num),
+        plan.Cuts(script.buffer(q), script.buffer(k), *strides, len(k) - 1),
+        plan.Intervals(intervals, mask.dtype == np.int64, row_num),
         found,
         found + 8 if with_first else 0,
         script.buffer(np.full(plan.excess_scratch_nbytes(row_num), 0x5A, np.uint8)),

@@ -17,7 +17,7 @@ import pytest
 from strategies import cuts, random_pack
 
 import maskq_cupy
-from maskq_cupy import reference
+from maskq_cupy import reference, streams
 
 pytestmark = pytest.mark.gpu
 
@@ -142,11 +142,9 @@ def is_right(cupy, out):
 
 
 def drop(monkeypatch, name):
-    """Let arrays.<name> do nothing."""
-    from maskq_cupy import arrays
-
-    assert callable(getattr(arrays, name))
-    monkeypatch.setattr(arrays, name, lambda *arguments: None)
+    """Let streams.<name> do nothing."""
+    assert callable(getattr(streams, name))
+    monkeypatch.setattr(streams, name, lambda *arguments: None)
 
 
 PRODUCERS = [CupyProducer, TorchProducer]

@@ -11,7 +11,7 @@ from on_cpu.calls import add_launches
 from strategies import cuts, random_lengths, random_parents
 
 import maskq_cupy
-from maskq_cupy import checks, compiler, plan, reference
+from maskq_cupy import checks, compiler, forest, plan, reference
 
 needs_gxx = pytest.mark.skipif(not emulator.available(), reason="g++ is not installed")
 EXAMPLE = Path(__file__).parent.parent / "examples" / "rl_prefix_tree.py"
@@ -70,7 +70,7 @@ def test_subtree_ends_of_any_parents():
         num = int(rng.integers(0, 70))
         parent = rng.integers(-3, num + 3, num)
         first = [next((c for c in range(b + 1, num) if parent[c] < b), num) for b in range(num)]
-        assert checks.subtree_ends(parent).tolist() == first
+        assert forest.subtree_ends(parent).tolist() == first
 
 
 def is_depth_first(parent):
@@ -135,7 +135,7 @@ def add_call(script, parent, q, k, n, misaligned=False, large=False):
     if n == 0:
         return False
     stride_of_parent, *strides = [a.dtype.itemsize // 4 for a in (parent, q, k)]
-    pack = plan.pack_arguments(script.buffer(q), script.buffer(k), *strides, len(k) - 1)
+    pack = plan.Cuts(script.buffer(q), script.buffer(k), *strides, len(k) - 1)
     nbytes = plan.tree_scratch_nbytes(len(parent))
     columns = script.buffer(np.full((n, 2), -77, np.int32), offset=8 if misaligned else 0)
     launches = plan.tree_launches(
@@ -232,7 +232,7 @@ def test_kernel_on_parents_in_any_order(builds):
         ones = cuts(np.ones(num, int))
         trees.append((parent, ones, ones, num))
     for (parent, *_), result in zip(trees, run(builds("address"), trees), strict=True):
-        np.testing.assert_array_equal(result[:, 0], checks.subtree_ends(parent))
+        np.testing.assert_array_equal(result[:, 0], forest.subtree_ends(parent))
 
 
 # GPU
@@ -287,7 +287,7 @@ def test_gpu_parents_in_any_order(cupy):
         ones = cupy.arange(num + 1, dtype=np.int32)
         near = rng.integers(-1, num, num)
         result = maskq_cupy.tree_attn_mask_q(cupy.asarray(near), ones, ones, num)
-        np.testing.assert_array_equal(cupy.asnumpy(result[:, 0]), checks.subtree_ends(near))
+        np.testing.assert_array_equal(cupy.asnumpy(result[:, 0]), forest.subtree_ends(near))
 
 
 @pytest.mark.gpu

@@ -62,9 +62,9 @@ def bare(launches, arrays):
     kinds = {"P": by_pointer.__getitem__, "i": np.int32, "I": np.uint32}
     ready = []
     for name, grid, arguments, _ in launches:
-        file, (names, form) = compiler.kernels()[name]
+        file, (_, form) = compiler.kernels()[name]
         module = cupy.RawModule(code=compiler.source(file), options=compiler.OPTIONS)
-        sized = tuple(kinds[k](arguments[n]) for n, k in zip(names, form, strict=True))
+        sized = tuple(kinds[kind](value) for kind, value in zip(form, arguments, strict=True))
         ready.append((module.get_function(name), (grid,), sized))
     block = (compiler.SIZES.block_threads,)
     if len(ready) == 1:

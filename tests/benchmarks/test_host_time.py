@@ -37,7 +37,7 @@ def check(pack, columns):
 
 
 def batch(cu):
-    return plan.pack_arguments(cu.data.ptr, cu.data.ptr, 1, 1, len(cu) - 1)
+    return plan.Cuts(cu.data.ptr, cu.data.ptr, 1, 1, len(cu) - 1)
 
 
 def bare_rule_launch(pack, out):
@@ -53,14 +53,14 @@ def bare_interval_launches(pack, out):
     scratch = cupy.empty(nbytes, np.uint8)
     launches = plan.interval_launches(
         batch(cu),
-        plan.interval_arguments(intervals.data.ptr, False, n),
+        plan.Intervals(intervals.data.ptr, False, n),
         out.data.ptr,
         n,
         scratch.data.ptr,
     )
     arrays = [cu, intervals, out]
     if nbytes:  # as the plan lays it out
-        stairs = launches[0].arguments
+        stairs = launches[0].named
         parts = [stairs["group_edges"], stairs["ends"], stairs["starts"]]
         arrays += [scratch[part - scratch.data.ptr :] for part in parts]
     return baselines.bare(launches, arrays)

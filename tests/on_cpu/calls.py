@@ -3,7 +3,7 @@
 import numpy as np
 from on_cpu import emulator
 
-from maskq_cupy import plan, reference
+from maskq_cupy import compiler, plan, reference
 from maskq_cupy.rule import resolve_rule
 
 
@@ -17,7 +17,7 @@ def add_call(script, pack, misaligned=False, large=False):
         return False
     q, k, mask = pack.cu_seqlens_q, pack.cu_seqlens_k, pack.attn_mask_kv
     strides = [a.dtype.itemsize // 4 for a in (q, k)]
-    given = plan.pack_arguments(script.buffer(q), script.buffer(k), *strides, len(k) - 1)
+    given = plan.Cuts(script.buffer(q), script.buffer(k), *strides, len(k) - 1)
     poison = np.full((pack.kv_token_num, 2), -77, np.int32)
     columns = script.buffer(poison, offset=8 if misaligned else 0)
     row_num = 0 if mask is None else mask.size // 2
@@ -28,7 +28,7 @@ def add_call(script, pack, misaligned=False, large=False):
     else:
         intervals = script.buffer(mask, offset=mask.dtype.itemsize if misaligned else 0)
         scratch = script.buffer(np.full(plan.scratch_nbytes(row_num), 0x5A, np.uint8))
-        rows = plan.interval_arguments(intervals, mask.dtype == np.int64, row_num)
+        rows = plan.Intervals(intervals, mask.dtype == np.int64, row_num)
         launches = plan.interval_launches(given, rows, columns, pack.kv_token_num, scratch)
     add_launches(script, launches, row_num, pack.kv_token_num, large)
     script.read(columns)
@@ -57,7 +57,7 @@ def as_if_large(launch, row_num, column_num):
     elif launch.kernel == "columns_of_staircases":
         changed = {"group_shift": shift, "group_num": group_num, "tiles_per_block": tiles}
         grid = column_num // (emulator.TILE * tiles) + 1
-    return launch._replace(grid=grid, arguments=launch.arguments | changed)
+    return compiler.launch_of(launch.kernel)(grid, **launch.named | changed)
 
 
 def run(executable, packs, timeout=240, large=False):

@@ -121,13 +121,13 @@ class Script:
 
     def launch(self, launch):
         """Add a `plan.Launch`, whose pointers are handles."""
-        _, signature = compiler.kernels()[launch.kernel]
-        arguments = [launch.arguments[name] for name in signature.names]
         words = " ".join(
             f"p {a.index} {a.offset}" if isinstance(a, Handle) else f"v {int(a) % 2**64}"
-            for a in arguments
+            for a in launch.arguments
         )
-        self._parts.append(f"L {launch.kernel} {launch.grid} {len(arguments)} {words}\n".encode())
+        self._parts.append(
+            f"L {launch.kernel} {launch.grid} {len(launch.arguments)} {words}\n".encode()
+        )
 
     def read(self, handle):
         """Ask for the buffer's content; run() returns the contents in this order."""

@@ -1,0 +1,147 @@
+"""What a launch needs to know of an array, from any framework.
+
+Facts are read without building an array where the framework allows it (CuPy, torch, the CUDA array
+interface); DLPack serves the rest.
+"""
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+
+from maskq_cupy import gpu, streams
+
+_DLPACK_CUDA_DEVICES = (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+
+class Facts:
+    """What is known of an array on a GPU.
+
+    ``stream`` is the pointer of the stream that its framework works on, or None where only the
+    framework knows; it then has ordered that stream's work before the launch itself, and ``value``
+    must live until the launch is done.
+
+    Filled in field by field: a call makes several, and a constructor of nine arguments costs half
+    as much as reading the array.
+    """
+
+    pointer: int
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    device: int
+    contiguous: bool
+    writable: bool = True
+    stream: int | None
+    value: Any
+
+
+# By table: str() of a NumPy dtype costs more than reading the rest of the array's facts.
+_NAMES = {np.dtype(t): np.dtype(t).name for t in "?bhilqBHILQefd"}
+_TORCH_NAMES: dict[Any, str] = {}
+
+
+def facts_of(value: Any, name: str, launch: int, current: int) -> Facts | None:
+    """Return the facts of an array on a GPU, or None if the value is a list or on the host.
+
+    launch and current are the pointers of the launch stream and of CuPy's current one.
+    """
+    if isinstance(value, gpu.ndarray):
+        return _from_cupy(value, current)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _from_torch(torch, value) if value.is_cuda else None
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return None
+    if hasattr(value, "__dlpack_device__"):
+        if int(value.__dlpack_device__()[0]) in _DLPACK_CUDA_DEVICES:
+            return _from_dlpack(value, name, launch)
+        return None
+    if hasattr(value, "__cuda_array_interface__"):
+        return _from_cuda_array_interface(value)
+    return None
+
+
+def facts_on_gpu(value: Any, name: str, launch: int, current: int) -> Facts:
+    """Return the facts of an array that must be on a GPU."""
+    facts = facts_of(value, name, launch, current)
+    if facts is None:
+        raise TypeError(f"{name} must be an array on a GPU, got {type(value).__name__} on the host")
+    return facts
+
+
+def _from_cupy(value: Any, stream: int | None) -> Facts:
+    facts, data, dtype = Facts(), value.data, value.dtype
+    facts.pointer = data.ptr
+    facts.dtype = _NAMES.get(dtype) or str(dtype)
+    facts.shape = value.shape
+    facts.nbytes = value.nbytes
+    facts.device = data.device_id
+    facts.contiguous = value._c_contiguous
+    facts.stream = stream
+    facts.value = value
+    return facts
+
+
+def _from_torch(torch: Any, value: Any) -> Facts:
+    facts, dtype, device = Facts(), value.dtype, value.get_device()
+    facts.pointer = value.data_ptr()
+    facts.dtype = _TORCH_NAMES.get(dtype) or _torch_name(dtype)
+    facts.shape = value.shape
+    facts.nbytes = value.nbytes
+    facts.device = device
+    facts.contiguous = value.is_contiguous()
+    facts.stream = torch._C._cuda_getCurrentRawStream(device)  # 40 times faster than current_stream
+    facts.value = value
+    return facts
+
+
+def _torch_name(dtype: Any) -> str:
+    name = _TORCH_NAMES[dtype] = str(dtype).removeprefix("torch.")
+    return name
+
+
+def _from_dlpack(value: Any, name: str, launch: int) -> Facts:
+    with streams.as_current(launch):
+        try:
+            array = gpu.cupy.from_dlpack(value)
+        except BufferError as error:
+            raise ValueError(f"{name} must export by DLPack, got {error}") from error
+    interface = getattr(value, "__cuda_array_interface__", None)
+    facts = _from_cupy(array, None)
+    facts.writable = interface is None or not interface["data"][1]
+    facts.value = (value, array)
+    return facts
+
+
+def _from_cuda_array_interface(value: Any) -> Facts:
+    interface = value.__cuda_array_interface__
+    pointer, read_only = interface["data"]
+    dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
+    strides = interface.get("strides")
+    facts = Facts()
+    facts.pointer = pointer
+    facts.dtype = str(dtype)
+    facts.shape = shape
+    facts.nbytes = math.prod(shape) * dtype.itemsize
+    facts.device = _device_of(pointer) if pointer else gpu.current_device()
+    facts.contiguous = strides is None or _is_contiguous(shape, strides, dtype.itemsize)
+    facts.writable = not read_only
+    # None in version 2, and from Numba for its default stream, which is the legacy one.
+    facts.stream = streams.normal(interface.get("stream") or streams.LEGACY_STREAM)
+    facts.value = value
+    return facts
+
+
+def _device_of(pointer: int) -> int:
+    return gpu.runtime.pointerGetAttributes(pointer).device
+
+
+def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    expected = itemsize
+    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if length != 1 and stride != expected:
+            return False
+        expected *= length
+    return True
