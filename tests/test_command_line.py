@@ -186,7 +186,7 @@ def stand_in_cupy(monkeypatch):
     monkeypatch.setattr(command_line, "require_cupy", lambda: cupy)
     monkeypatch.setattr(command_line, "gpu_problem", lambda: None)
     monkeypatch.setattr(command_line, "compile_sources", lambda arch: {f"sm_{arch}.cu": ""})
-    monkeypatch.setattr(command_line, "_gpu_function", lambda: reference.get_attn_mask_q)
+    monkeypatch.setattr(command_line, "get_attn_mask_q", reference.get_attn_mask_q)
     monkeypatch.setattr(command_line, "_driver_version", lambda: 12080)
     return cupy
 
@@ -202,7 +202,7 @@ def test_doctor_finds_nothing_missing(stand_in_cupy, capsys):
 
 
 def test_doctor_catches_a_wrong_result(stand_in_cupy, capsys, monkeypatch):
-    monkeypatch.setattr(command_line, "_gpu_function", lambda: lambda *batch: np.zeros((7, 2)))
+    monkeypatch.setattr(command_line, "get_attn_mask_q", lambda *batch: np.zeros((7, 2)))
     code, out, _ = run(capsys, "doctor")
     assert code == 1
     assert "FAILED" in out

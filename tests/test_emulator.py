@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from on_cpu import emulator
 
+from maskq_cupy.compiler import Launch
+
 OUTSIDE = """
 extern "C" __global__ void write_at(char* words, int at)
 {
@@ -34,7 +36,7 @@ def test_guards(build, size, offset):
         script = emulator.Script()
         words = script.buffer(np.zeros(size, np.uint8), offset)
         out = [script.buffer(np.zeros(1, np.uint8))] if kernel == "read_at" else []
-        script.launch(kernel, 1, words, at, *out)
+        script.launch(Launch(kernel, 1, (words, at, *out)))
         return script.run(build(sanitizer))
 
     for at in (0, size - 1):
@@ -52,6 +54,6 @@ def test_guards(build, size, offset):
 
 def test_races(build):
     script = emulator.Script()
-    script.launch("race", 2, script.buffer(np.zeros(1, np.int32)))
+    script.launch(Launch("race", 2, (script.buffer(np.zeros(1, np.int32)),)))
     with pytest.raises(RuntimeError, match="ThreadSanitizer: data race"):
         script.run(build("thread"))
