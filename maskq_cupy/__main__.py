@@ -94,8 +94,13 @@ def _pack(lengths: list[int]) -> np.ndarray:
     return np.array([*accumulate(lengths, initial=0)])
 
 
-def _draw(columns: np.ndarray, cu_seqlens_q: np.ndarray, cu_seqlens_k: np.ndarray) -> None:
-    print("\n" + picture.drawing(columns, cu_seqlens_q, cu_seqlens_k, width=_width()))
+def _draw(
+    columns: np.ndarray,
+    cu_seqlens_q: np.ndarray,
+    cu_seqlens_k: np.ndarray,
+    beyond: picture.Runs | None = None,
+) -> None:
+    print("\n" + picture.drawing(columns, cu_seqlens_q, cu_seqlens_k, _width(), beyond=beyond))
 
 
 def _width() -> int:
@@ -118,28 +123,39 @@ def _show(options: argparse.Namespace) -> int:
             expected = "--q-lens and --k-lens must each have a length >= 0 for every sequence"
             raise ValueError(f"{expected}, got {q_lens!s:.60} and {k_lens!s:.60}")
         cu_seqlens_q, cu_seqlens_k = _pack(q_lens), _pack(k_lens)
+        intervals = _load_intervals(options.intervals) if options.intervals else None
         columns = get_columns(
             cu_seqlens_q,
             cu_seqlens_k,
-            _load_intervals(options.intervals) if options.intervals else None,
+            intervals,
             options.kv_token_num,
             causal=not options.full,
             window=None if options.window is None else tuple(options.window),
             num_sink_tokens=options.sinks,
         )
+        beyond = None
+        if intervals is not None:
+            beyond = reference.excess_runs(cu_seqlens_q, cu_seqlens_k, intervals)
         tile = _block_size(options.tiles)
         if options.png:
-            picture.save_png(columns, cu_seqlens_q, cu_seqlens_k, options.png, tile)
+            picture.save_png(columns, cu_seqlens_q, cu_seqlens_k, options.png, tile, beyond)
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         print(f"python -m maskq_cupy show: {error}", file=sys.stderr)
         return 2
     print(f"{headline}\n\n{picture.column_table(columns, cu_seqlens_k)}")
     print("A column is shown to the rows UTE, UTE + 1, ... LTS - 1.")
-    _draw(columns, cu_seqlens_q, cu_seqlens_k)
+    _draw(columns, cu_seqlens_q, cu_seqlens_k, beyond)
     if tile is not None:
         print("\n" + picture.tile_drawing(columns, int(cu_seqlens_q[-1]), tile, width=_width()))
     if options.png:
         print(f"\nSaved {options.png}")
+    if beyond is not None and len(beyond[0]):
+        row, first, end = beyond
+        print(
+            f"warning: {(end - first).sum()} pairs are shown beyond the intervals, "
+            f"the first in row {row[0]}",
+            file=sys.stderr,
+        )
     return 0
 
 

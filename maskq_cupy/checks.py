@@ -4,28 +4,37 @@ Forms (type, rank, length) are host-side facts of any array and are checked on e
 Values are checked where they are at hand: always on the host, on a GPU under ``validate=True``.
 """
 
-import operator
+import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from maskq_cupy import forest
-from maskq_cupy.facts import Facts
+from maskq_cupy.facts import Facts, is_read_only_by_capsule
 from maskq_cupy.rule import INT32_MAX
 
 INDEX_DTYPES = ("int32", "int64")
+CU_SEQLENS = "int32 or int64 of shape (B + 1,)"
+INTERVALS = "int32 or int64 of shape (Q, 2) or (2 * Q,)"
+FORMS = {"cu_seqlens_q": CU_SEQLENS, "cu_seqlens_k": CU_SEQLENS, "attn_mask_kv": INTERVALS}
 
 
-def form_error(name: str, expected: str, dtype: str, shape: Sequence[int]) -> Exception:
-    """Return a TypeError for a wrong element type, else a ValueError for a wrong shape."""
-    kind = ValueError if dtype in INDEX_DTYPES else TypeError
+def form_error(
+    name: str,
+    expected: str,
+    dtype: str,
+    shape: Sequence[int],
+    dtypes: Sequence[str] = INDEX_DTYPES,
+) -> Exception:
+    """Return a TypeError for another element type than these, else a ValueError for the shape."""
+    kind = ValueError if dtype in dtypes else TypeError
     return kind(f"{name} must be {expected}, got {dtype} of shape {tuple(shape)}")
 
 
 def check_cu_seqlens_form(name: str, dtype: str, shape: Sequence[int]) -> None:
     """Require int32 or int64 of shape (B + 1,)."""
     if dtype not in INDEX_DTYPES or len(shape) != 1 or shape[0] < 1:
-        raise form_error(name, "int32 or int64 of shape (B + 1,)", dtype, shape)
+        raise form_error(name, CU_SEQLENS, dtype, shape)
 
 
 def check_same_batch(length_q: int, length_k: int) -> None:
@@ -42,30 +51,45 @@ def check_intervals_form(dtype: str, shape: Sequence[int]) -> int:
     paired = len(shape) == 2 and shape[1] == 2
     flat = len(shape) == 1 and shape[0] % 2 == 0
     if dtype not in INDEX_DTYPES or not (paired or flat):
-        raise form_error("attn_mask_kv", "int32 or int64 of shape (Q, 2) or (2 * Q,)", dtype, shape)
+        raise form_error("attn_mask_kv", INTERVALS, dtype, shape)
     return shape[0] if paired else shape[0] // 2
 
 
 def check_intervals_given(attn_mask_kv: object) -> None:
     """Require that there are intervals, where they are not optional."""
     if attn_mask_kv is None:
-        raise TypeError("attn_mask_kv must be int32 or int64 of shape (Q, 2) or (2 * Q,), got None")
+        raise TypeError(f"attn_mask_kv must be {INTERVALS}, got None")
 
 
 def check_token_num(value: object, name: str = "kv_token_num") -> int:
     """Require an int in [0, 2**31 - 1]; return it."""
+    if type(value) is int and 0 <= value <= INT32_MAX:
+        return value
     return check_int(value, name, expected="an int or None")
 
 
 def check_int(value: object, name: str, lowest: int = 0, expected: str = "an int") -> int:
-    """Require an int in [lowest, 2**31 - 1]; return it."""
-    try:
-        count = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}") from None
+    """Require an int in [lowest, 2**31 - 1]; return it.
+
+    While torch traces, its symbolic ints stand for any.
+    """
+    if not is_int(value):
+        wait = ": give an int: int(x) of a GPU array waits" if hasattr(value, "shape") else ""
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}{wait}")
+    if not isinstance(value, (int, np.integer)):
+        return value  # type: ignore[return-value]  # torch.SymInt
+    count = int(value)
     if not lowest <= count <= INT32_MAX:
         raise ValueError(f"{name} must be in [{lowest}, 2**31 - 1], got {count}")
     return count
+
+
+def is_int(value: object) -> bool:
+    """Is it an int of Python, of NumPy, or one of torch while it traces? Bools are none."""
+    if isinstance(value, (int, np.integer)):
+        return not isinstance(value, bool)
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.SymInt)
 
 
 def check_block_size(block_size: object) -> tuple[int, int]:
@@ -81,7 +105,7 @@ def check_columns_form(dtype: str, shape: Sequence[int], name: str = "columns") 
     """Require int32 of shape (N, 2), or (1, 1, N, 2) as FlashMask wants it; return N."""
     paired = len(shape) == 2 or (len(shape) == 4 and shape[0] == shape[1] == 1)
     if dtype != "int32" or not paired or shape[-1] != 2:
-        raise form_error(name, "int32 of shape (N, 2) or (1, 1, N, 2)", dtype, shape)
+        raise form_error(name, "int32 of shape (N, 2) or (1, 1, N, 2)", dtype, shape, ["int32"])
     return shape[-2]
 
 
@@ -116,8 +140,11 @@ def decrease_error(name: str, i: int, before: int, value: int) -> ValueError:
 def check_parent_form(dtype: str, shape: Sequence[int], segment_num: int) -> None:
     """Require int32 or int64 of shape (B,), one entry a segment."""
     if dtype not in INDEX_DTYPES or tuple(shape) != (segment_num,):
-        expected = f"int32 or int64 of shape (B,) = ({segment_num},)"
-        raise form_error("parent", expected, dtype, shape)
+        raise form_error("parent", parent_form(segment_num), dtype, shape)
+
+
+def parent_form(segment_num: int) -> str:
+    return f"int32 or int64 of shape (B,) = ({segment_num},)"
 
 
 def check_parent_values(parent: np.ndarray) -> None:
@@ -158,7 +185,8 @@ def check_totals(kv_token_num: int, kv_total: int, row_num: int | None, q_total:
         )
     if row_num is not None and row_num < q_total:
         raise ValueError(
-            f"attn_mask_kv must have at least cu_seqlens_q[B] rows, got {row_num} below {q_total}"
+            f"attn_mask_kv must have at least cu_seqlens_q[B] rows, got {row_num} below {q_total}: "
+            "an array of ends alone must be stacked with its starts"
         )
 
 
@@ -185,15 +213,22 @@ def check_target_form(
         raise kind(f"{name} must be {dtype} of shape {either}, got {target.dtype} of shape {found}")
 
 
-def check_target(name: str, target: Facts, alignment: int, inputs: Iterable[Facts]) -> None:
+def check_target(name: str, target: Facts, alignment: int, inputs: dict[str, Facts]) -> None:
     """Require that a kernel can write to an array of the caller's while it reads the inputs."""
     if not target.contiguous:
         check_contiguous(name, target)
-    if not target.writable:
-        raise ValueError(f"{name} must be writable, got a read-only {type(target.value).__name__}")
+    if not target.writable or target.stream is None:
+        _check_writable(name, target)
     if target.pointer % alignment:
         check_aligned(name, target, alignment)
-    forbid_overlap(name, target, inputs)
+    forbid_overlap(name, target, inputs.values())
+
+
+def _check_writable(name: str, target: Facts) -> None:
+    """Require that nothing says of an array that it is read-only, its DLPack capsule neither."""
+    value = target.value if target.stream is not None else target.value[0]
+    if not target.writable or (target.stream is None and is_read_only_by_capsule(value)):
+        raise ValueError(f"{name} must be writable, got a read-only {type(value).__name__}")
 
 
 def check_scratch(memory: Facts, nbytes: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 from maskq_cupy import plan
 from maskq_cupy.call import Call
 from maskq_cupy.excess import check_excess
-from maskq_cupy.pack import asked_column_num, intervals_of, pack_of
+from maskq_cupy.pack import asked_column_num, pack_of
 from maskq_cupy.rule import resolve_rule
 
 
@@ -70,14 +70,17 @@ def get_attn_mask_q(
         named["attn_mask_kv"] = attn_mask_kv
     with Call(named, out, scratch, stream) as call:
         column_num = asked_column_num(call, kv_token_num)
-        cuts, n, row_num = pack_of(call, column_num, validate)
-        if validate and row_num:
-            check_excess(call, cuts, row_num)
+        cuts, intervals, n = pack_of(call, column_num, validate)
+        if validate and intervals is not None:
+            check_excess(call, cuts, intervals)
         columns = call.columns(n)
-        if n and row_num:
-            intervals = intervals_of(call, row_num)
-            memory = call.scratch(plan.scratch_nbytes(row_num))
-            call.run(*plan.interval_launches(cuts, intervals, columns, n, memory))
-        elif n:
+        if n == 0:
+            return call.out
+        if intervals is None:
             call.run(plan.rule_launch(cuts, rule, columns, n))
+        elif intervals.row_num:
+            memory = call.scratch(plan.scratch_nbytes(intervals.row_num))
+            call.run(*plan.interval_launches(cuts, intervals, columns, n, memory))
+        else:
+            call.run(zeroed=(columns, 8 * n))  # without rows every column is (0, 0)
         return call.out

@@ -6,8 +6,7 @@ import numpy as np
 
 from maskq_cupy import checks, plan
 from maskq_cupy.call import Call
-from maskq_cupy.compiler import Launch
-from maskq_cupy.pack import intervals_of, pack_of
+from maskq_cupy.pack import pack_of
 
 
 def excess_pairs(
@@ -58,29 +57,34 @@ def excess_pairs(
         "attn_mask_kv": attn_mask_kv,
     }
     with Call(named, out, scratch, stream) as call:
-        cuts, _, row_num = pack_of(call, None, has_columns=False)
-        pairs = call.result("int64", 8, (), (1,))
-        memory = call.scratch(plan.excess_scratch_nbytes(row_num))
-        launches = _launches(call, cuts, row_num, pairs, 0, memory)
+        cuts, intervals, _ = pack_of(call, None, has_columns=False)
+        assert intervals is not None  # as its check above says
+        pairs = call.result("int64", 8, _shape_of_out(call))
+        memory = call.scratch(plan.excess_scratch_nbytes(intervals.row_num))
+        launches = plan.excess_launches(cuts, intervals, pairs, 0, memory)
         call.run(*launches, zeroed=(pairs, 8))
         return call.out
 
 
-def _launches(
-    call: Call, cuts: plan.Cuts, row_num: int, pairs: int, rows: int, memory: int
-) -> tuple[Launch, ...]:
-    if not row_num:
+def _shape_of_out(call: Call) -> tuple[int, ...]:
+    """Return the shape of one element that `out` has; () where a new array is made."""
+    if call.out is None:
         return ()
-    return plan.excess_launches(cuts, intervals_of(call, row_num), pairs, rows, memory)
+    target = call.targets["out"]
+    if target.dtype != "int64" or target.nbytes != 8:
+        raise checks.form_error(
+            "out", "int64 of one element", target.dtype, target.shape, ["int64"]
+        )
+    return tuple(target.shape)
 
 
-def check_excess(call: Call, cuts: plan.Cuts, row_num: int) -> None:
+def check_excess(call: Call, cuts: plan.Cuts, intervals: plan.Intervals) -> None:
     """Count on the GPU, wait for the count, and raise if it is not 0."""
-    nbytes = plan.excess_scratch_nbytes(row_num)
+    nbytes = plan.excess_scratch_nbytes(intervals.row_num)
     memory = call.allocate(nbytes + 16)
     pairs, rows = memory + nbytes, memory + nbytes + 8
-    call.run(*_launches(call, cuts, row_num, pairs, rows, memory), zeroed=(pairs, 16))
+    call.run(*plan.excess_launches(cuts, intervals, pairs, rows, memory), zeroed=(pairs, 16))
     found = np.empty(2, np.int64)
     call.download(pairs, found)
     count, rows_from_first = found.tolist()
-    checks.check_excess(count, row_num - rows_from_first)
+    checks.check_excess(count, intervals.row_num - rows_from_first)

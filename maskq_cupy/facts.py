@@ -4,6 +4,7 @@ Facts are read without building an array where the framework allows it (CuPy, to
 interface); DLPack serves the rest.
 """
 
+import ctypes
 import math
 import sys
 from typing import Any
@@ -51,7 +52,7 @@ def facts_of(value: Any, name: str, launch: int, current: int) -> Facts | None:
         return _from_cupy(value, current)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        return _from_torch(torch, value) if value.is_cuda else None
+        return _from_torch(torch, value, name) if value.is_cuda else None
     if isinstance(value, (list, tuple, np.ndarray)):
         return None
     if hasattr(value, "__dlpack_device__"):
@@ -84,14 +85,21 @@ def _from_cupy(value: Any, stream: int | None) -> Facts:
     return facts
 
 
-def _from_torch(torch: Any, value: Any) -> Facts:
+def _from_torch(torch: Any, value: Any, name: str) -> Facts:
     facts, dtype, device = Facts(), value.dtype, value.get_device()
-    facts.pointer = value.data_ptr()
+    try:
+        facts.pointer = value.data_ptr()
+        facts.shape = value.shape
+        facts.nbytes = value.nbytes
+        facts.contiguous = value.is_contiguous()
+    except Exception as error:  # sparse, nested, fake
+        reason = str(error).partition("\n")[0]
+        raise TypeError(
+            f"{name} must be a dense tensor, got {type(value).__name__} of layout {value.layout} "
+            f"without plain memory: {reason}"
+        ) from error
     facts.dtype = _TORCH_NAMES.get(dtype) or _torch_name(dtype)
-    facts.shape = value.shape
-    facts.nbytes = value.nbytes
     facts.device = device
-    facts.contiguous = value.is_contiguous()
     facts.stream = torch._C._cuda_getCurrentRawStream(device)  # 40 times faster than current_stream
     facts.value = value
     return facts
@@ -106,13 +114,51 @@ def _from_dlpack(value: Any, name: str, launch: int) -> Facts:
     with streams.as_current(launch):
         try:
             array = gpu.cupy.from_dlpack(value)
-        except BufferError as error:
-            raise ValueError(f"{name} must export by DLPack, got {error}") from error
-    interface = getattr(value, "__cuda_array_interface__", None)
+        except Exception as error:  # whatever a framework raises that does not give it away
+            raise TypeError(
+                f"{name} must export by DLPack, got {type(error).__name__}: {error}"
+            ) from error
     facts = _from_cupy(array, None)
-    facts.writable = interface is None or not interface["data"][1]
+    facts.writable = not _is_read_only(value)
     facts.value = (value, array)
     return facts
+
+
+def _is_read_only(value: Any) -> bool:
+    """Does an array that exports by DLPack say outside of it that it must not be written to?"""
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(value, jax.Array):
+        return True  # a constant, whatever its capsule says
+    interface = getattr(value, "__cuda_array_interface__", None)
+    return interface is not None and bool(interface["data"][1])
+
+
+def is_read_only_by_capsule(value: Any) -> bool:
+    """Does an array's versioned DLPack capsule have the flag that it must not be written to?"""
+    try:
+        capsule = value.__dlpack__(max_version=(1, 0))
+    except Exception:  # an older protocol, which has no such flag
+        return False
+    api, name = ctypes.pythonapi, b"dltensor_versioned"
+    api.PyCapsule_IsValid.argtypes = api.PyCapsule_GetPointer.argtypes = (
+        *(ctypes.py_object, ctypes.c_char_p),
+    )
+    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    if not api.PyCapsule_IsValid(capsule, name):
+        return False
+    managed = _ManagedTensor.from_address(api.PyCapsule_GetPointer(capsule, name))
+    return bool(managed.flags & 1)
+
+
+class _ManagedTensor(ctypes.Structure):
+    """The head of DLManagedTensorVersioned."""
+
+    _fields_ = (
+        ("version", ctypes.c_uint32 * 2),
+        ("manager", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+    )
 
 
 def _from_cuda_array_interface(value: Any) -> Facts:

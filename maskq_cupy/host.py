@@ -24,8 +24,8 @@ def host_batch(
     cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any, kv_token_num: int | None
 ) -> HostBatch:
     """Check the forms and the values of a batch of lists and host arrays."""
-    q = _host_indices("cu_seqlens_q", cu_seqlens_q)
-    k = _host_indices("cu_seqlens_k", cu_seqlens_k)
+    q = host_array("cu_seqlens_q", cu_seqlens_q, checks.CU_SEQLENS)
+    k = host_array("cu_seqlens_k", cu_seqlens_k, checks.CU_SEQLENS)
     checks.check_cu_seqlens_form("cu_seqlens_q", str(q.dtype), q.shape)
     checks.check_cu_seqlens_form("cu_seqlens_k", str(k.dtype), k.shape)
     checks.check_same_batch(len(q), len(k))
@@ -34,7 +34,7 @@ def host_batch(
     checks.check_cu_seqlens_values("cu_seqlens_k", k)
     intervals = None
     if attn_mask_kv is not None:
-        intervals = _host_indices("attn_mask_kv", attn_mask_kv)
+        intervals = host_array("attn_mask_kv", attn_mask_kv, checks.INTERVALS)
         checks.check_intervals_form(str(intervals.dtype), intervals.shape)
         intervals = intervals.reshape(-1, 2).astype(np.int64)
     column_num = int(k[-1]) if kv_token_num is None else checks.check_token_num(kv_token_num)
@@ -43,17 +43,40 @@ def host_batch(
     return HostBatch(q, k, intervals, column_num)
 
 
-def _host_indices(name: str, value: Any) -> np.ndarray:
-    """Return a list or host array as NumPy's; an empty list holds no floats."""
-    array = np.asarray(value)
-    if array.dtype == object:
+def host_array(name: str, value: Any, expected: str) -> np.ndarray:
+    """Return a list or host array as NumPy's; an empty list holds no floats.
+
+    expected: what it must be, for the error that says what it is not.
+    """
+    if value is None or isinstance(value, (str, bytes, set, frozenset, dict)):
+        got = "None" if value is None else type(value).__name__
+        raise TypeError(f"{name} must be {expected}, got {got}")
+    if isinstance(value, (np.ma.MaskedArray, np.matrix)):
+        raise TypeError(
+            f"{name} must be {expected}, got {type(value).__name__}: give a plain array"
+        )
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # ragged, or of a framework that does not give its values away
+        reason = str(error).partition("\n")[0]
+        got = f"{type(value).__name__} that NumPy cannot read: {reason}"
+        raise TypeError(f"{name} must be {expected}, got {got}") from error
+    if array.dtype == object and _holds_ints(value):
         raise TypeError(f"{name} must hold ints below 2**63, got {value!r:.80}")
+    if array.dtype == object:
+        raise TypeError(f"{name} must be {expected}, got {value!r:.80}")
     return array.astype(np.int64) if array.size == 0 and isinstance(value, (list, tuple)) else array
+
+
+def _holds_ints(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_holds_ints(entry) for entry in value)
+    return isinstance(value, int)
 
 
 def host_parents(parent: Any, segment_num: int) -> np.ndarray:
     """Check the form and the values of a list or host array of parents; return it as int64."""
-    parents = _host_indices("parent", parent)
+    parents = host_array("parent", parent, checks.parent_form(segment_num))
     checks.check_parent_form(str(parents.dtype), parents.shape, segment_num)
     parents = parents.astype(np.int64)
     checks.check_parent_values(parents)

@@ -17,6 +17,7 @@ LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 COLOURS = ("#2f6db5", "#e07b39", "#3a9a5b", "#b0407f", "#7b62b8", "#b08d1e", "#23919c", "#374151")
 SEVERAL_SEQUENCES, NO_SEQUENCE = -1, -2  # of a cell
 EMPTY, PARTIAL, FULL = 0, 1, 2  # of a tile
+Runs = tuple[np.ndarray, np.ndarray, np.ndarray]  # row, first key, key behind the last
 PNG_CELLS = 600  # along each side: about as many as the picture has pixels for
 
 
@@ -87,12 +88,13 @@ def drawing(
     cu_seqlens_k: np.ndarray,
     width: int = 80,
     height: int = 40,
+    beyond: Runs | None = None,
 ) -> str:
     """Return the mask drawn in text: query rows downwards, key columns to the right.
 
     A cell has its sequence's letter, upper case where all of it is shown and lower case where a
     part is; ``*`` where parts of several sequences are; ``.`` where nothing is shown; blank where
-    rows and keys are of different sequences.
+    rows and keys are of different sequences; ``!`` where a pair is shown beyond the intervals.
 
     Args:
         columns: int32, shape (N, 2), columns [LTS, UTE].
@@ -100,6 +102,7 @@ def drawing(
         cu_seqlens_k: int32 or int64, shape (B + 1,).
         width: most characters in a line, 40 or more.
         height: most lines of cells and of the rules between sequences, 4 or more.
+        beyond: what ``reference.excess_runs`` returns, to be marked.
     """
     q, k = cu_seqlens_q[: len(cu_seqlens_k)], cu_seqlens_k
     row_num, column_num = int(q[-1]), len(columns)
@@ -115,7 +118,10 @@ def drawing(
     rule = " " * margin + "  " + _line("-" * (len(keys) - 1), key_cuts, pitch, "+", "-")
     lines = ["row".rjust(margin) + "  " + _labels(keys, key_cuts, pitch, 6 if scaled else 1)]
     shown, sequence = coverage(columns, rows, keys), _cell_sequences(q, k, rows, keys)
-    for r, cells in enumerate(_glyphs(shown, sequence)):
+    glyphs = _glyphs(shown, sequence)
+    if beyond is not None:
+        glyphs[_cells_of_runs(beyond, rows, keys)] = "!"
+    for r, cells in enumerate(glyphs):
         if r in row_cuts:
             lines.append(rule)
         lines.append(f"{rows[r]:>{margin}}  " + _line(cells, key_cuts, pitch, "|", " "))
@@ -125,7 +131,19 @@ def drawing(
         lines.append("A: all shown, a: a part, .: nothing, *: parts of several sequences")
     else:
         lines.append("A letter: the row (down) sees the key (across) of sequence A, B, ...")
+    if beyond is not None and len(beyond[0]):
+        lines.append("!: the row is shown the key, or one of them, beyond its interval")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _cells_of_runs(runs: Runs, rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return which cells have a pair of the runs, as a boolean matrix."""
+    row, first, end = runs
+    change = np.zeros((len(rows) - 1, len(keys)), np.int64)  # a run adds one, as a difference
+    cell = np.searchsorted(rows, row, side="right") - 1
+    np.add.at(change, (cell, np.searchsorted(keys, first, side="right") - 1), 1)
+    np.add.at(change, (cell, np.searchsorted(keys, end - 1, side="right")), -1)
+    return change.cumsum(axis=1)[:, :-1] > 0
 
 
 def tile_drawing(
@@ -257,11 +275,12 @@ def save_png(
     cu_seqlens_k: np.ndarray,
     path: str | os.PathLike,
     block_size: int | tuple[int, int] | None = None,
+    beyond: Runs | None = None,
 ) -> None:
     """Save the mask as a PNG: each sequence in its colour, what it does not show in a tint.
 
-    Takes what ``drawing`` takes. With a ``block_size``, full tiles are shaded over it, partial
-    ones less, and empty ones not. Raises ImportError without matplotlib, naming the extra that
+    Takes what ``drawing`` takes; pairs beyond the intervals are black. With a ``block_size``, full
+    tiles are shaded over it, partial ones less, and empty ones not. Raises ImportError without matplotlib, naming the extra that
     brings it, and ValueError for a pack without rows or keys.
     """
     try:
@@ -285,7 +304,10 @@ def save_png(
     figure = Figure(figsize=(6.4, 1.2 + 5.4 * ratio), dpi=150)
     axes = figure.add_subplot()
     lines = "white" if max(row_num, column_num) <= 64 else "none"
-    axes.pcolormesh(keys - 0.5, rows - 0.5, 1 - ink * (1 - colour), edgecolors=lines)
+    picture = 1 - ink * (1 - colour)
+    if beyond is not None:
+        picture[_cells_of_runs(beyond, rows, keys)] = 0
+    axes.pcolormesh(keys - 0.5, rows - 0.5, picture, edgecolors=lines)
     if block_size is not None:
         _shade_tiles(axes, columns, row_num, checks.check_block_size(block_size))
     axes.invert_yaxis()

@@ -103,45 +103,50 @@ def interval_launches(
     tile, row_num = 4 * compiler.SIZES.block_threads, intervals.row_num
     if _are_few_rows(row_num):
         make = launch_of("columns_of_few_rows")
-        grid = column_num // tile + 1
-        return (make(grid, *cuts, *intervals, columns=columns, column_num=column_num),)
+        few = cuts + intervals + (columns, column_num)
+        return (make(column_num // tile + 1, *few),)
     group_num, stairs = _staircases(row_num, scratch)
+    group_shift, ends, starts, group_edges = stairs
     tiles_per_block = 1 if column_num < 1 << 20 else 2 if column_num < 1 << 22 else 8
-    of_rows = launch_of("row_staircases")(group_num, *cuts, *intervals, **stairs)
-    # Where blocks of both do not have a multiprocessor each, those that wait would crowd on the few
-    # that are free.
-    overlap = column_num < 1 << 16
     of_columns = launch_of("columns_of_staircases")(
-        column_num // (tile * tiles_per_block) + 1, **stairs, row_num=row_num, group_num=group_num,
-        columns=columns, column_num=column_num, tiles_per_block=tiles_per_block, overlap=overlap,
+        column_num // (tile * tiles_per_block) + 1,
+        ends=ends, starts=starts, group_edges=group_edges, row_num=row_num,
+        group_shift=group_shift, group_num=group_num, columns=columns, column_num=column_num,
+        tiles_per_block=tiles_per_block,
+        # Where blocks of both do not have a multiprocessor each, those that wait would crowd on the
+        # few that are free.
+        overlap=column_num < 1 << 16,
     )  # fmt: skip
-    return of_rows, of_columns
+    return launch_of("row_staircases")(group_num, *(cuts + intervals + stairs)), of_columns
 
 
-def _staircases(row_num: int, scratch: Any) -> tuple[int, dict[str, Any]]:
-    """Return how many groups of row tiles there are, and where scratch holds the staircases."""
+# Where the rows' staircases are, the parameters after the intervals of the kernels that scan rows.
+STAIRCASES = ("group_shift", "ends", "starts", "group_edges")
+
+
+def _staircases(row_num: int, scratch: Any) -> tuple[int, tuple[int, Any, Any, Any]]:
+    """Return the number of groups of row tiles, and the staircases, laid out in scratch memory."""
     tile_num = _row_tiles(row_num)
     group_shift = ((tile_num - 1) // _most_groups()).bit_length()
     ends = scratch + _edges_nbytes()
     starts = ends + _staircase_nbytes(row_num)
-    stairs = {"group_shift": group_shift, "ends": ends, "starts": starts, "group_edges": scratch}
-    return ((tile_num - 1) >> group_shift) + 1, stairs
+    return ((tile_num - 1) >> group_shift) + 1, (group_shift, ends, starts, scratch)
 
 
 def excess_launches(
     cuts: Cuts, intervals: Intervals, pairs: Any, rows: Any, scratch: Any
-) -> tuple[Launch, Launch]:
-    """Return the launches that count the pairs shown too many; there is at least one row.
+) -> tuple[Launch, ...]:
+    """Return the launches that count the pairs shown too many; none without rows.
 
     pairs, and rows if it is not 0, point to 64 bits that are 0 before. The second receives how many
     rows there are from the first with excess on.
     """
+    if not intervals.row_num:
+        return ()
     group_num, stairs = _staircases(intervals.row_num, scratch)
-    of_rows, of_excess = launch_of("row_staircases"), launch_of("excess_of_rows")
-    return (
-        of_rows(group_num, *cuts, *intervals, **stairs),
-        of_excess(group_num, *cuts, *intervals, **stairs, pairs=pairs, rows=rows),
-    )
+    scanned = cuts + intervals + stairs
+    of_excess = launch_of("excess_of_rows")(group_num, *scanned, pairs=pairs, rows=rows)
+    return launch_of("row_staircases")(group_num, *scanned), of_excess
 
 
 def tree_scratch_nbytes(segment_num: int) -> int:

@@ -152,16 +152,27 @@ def excess_pairs(cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any) -> int
     >>> excess_pairs([0, 2], [0, 4], [[0, 3], [0, 1]])
     2
     """
+    _, first, end = excess_runs(cu_seqlens_q, cu_seqlens_k, attn_mask_kv)
+    return int((end - first).sum())
+
+
+def excess_runs(
+    cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the keys that rows are shown beyond their intervals, as runs.
+
+    Takes what ``excess_pairs`` takes; returns of each run its row, its first key and the key behind
+    its last, int64, in coordinates of the pack, by rows.
+    """
     checks.check_intervals_given(attn_mask_kv)
     q, k, intervals, _ = host.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, None)
-    return int(_excess(q, k, intervals).sum())
-
-
-def _excess(q: np.ndarray, k: np.ndarray, intervals: Any) -> np.ndarray:
-    """Return how many keys each row is shown beyond its own."""
-    start_key, end_key = _visible_keys(q, k, intervals)
+    start_key, end_key = _visible_keys(q, k, intervals)  # type: ignore[arg-type]  # given
     ends, starts = _staircases(start_key, end_key)
-    return np.maximum(ends - starts, 0) - np.maximum(end_key - start_key, 0)
+    blind = end_key <= start_key  # such a row has one run, all that it is shown
+    first = np.stack([starts, np.where(blind, ends, np.maximum(end_key, starts))], axis=1)
+    end = np.stack([np.minimum(start_key, ends), ends], axis=1)
+    row, side = np.nonzero(first < end)
+    return row, first[row, side], end[row, side]
 
 
 def _visible_keys(

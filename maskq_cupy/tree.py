@@ -62,7 +62,7 @@ def tree_attn_mask_q(
     """
     named = {"parent": parent, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     with Call(named, out, scratch, stream) as call:
-        cuts, n, _ = pack_of(call, asked_column_num(call, kv_token_num), validate)
+        cuts, _, n = pack_of(call, asked_column_num(call, kv_token_num), validate)
         columns = call.columns(n)
         if n:
             parents = call.inputs["parent"]

@@ -10,6 +10,7 @@ import maskq_cupy
 from maskq_cupy import pack, reference
 from maskq_cupy.facts import Facts
 
+FORM = "must be int32 or int64 of shape (B + 1,)"
 CALLS = [
     ({"cu_seqlens_k": np.zeros((4, 1), np.float32)}, TypeError,
      "cu_seqlens_k must be int32 or int64 of shape (B + 1,), got float32 of shape (4, 1)"),
@@ -37,7 +38,30 @@ CALLS = [
     ({"attn_mask_kv": np.zeros((3, 2))}, TypeError,
      "attn_mask_kv must be int32 or int64 of shape (Q, 2) or (2 * Q,), got float64 of shape (3,"),
     ({"attn_mask_kv": [[0, 1], [0, 2]]}, ValueError,
-     "attn_mask_kv must have at least cu_seqlens_q[B] rows, got 2 below 3"),
+     "attn_mask_kv must have at least cu_seqlens_q[B] rows, got 2 below 3: an array of ends alone "
+     "must be stacked with its starts"),
+    ({"attn_mask_kv": np.array([1, 2, 3, 3])}, ValueError,
+     "attn_mask_kv must have at least cu_seqlens_q[B] rows, got 2 below 3: an array of ends"),
+    ({"attn_mask_kv": []}, ValueError,
+     "attn_mask_kv must have at least cu_seqlens_q[B] rows, got 0 below 3: an array of ends"),
+    ({"cu_seqlens_q": None}, TypeError, f"cu_seqlens_q {FORM}, got None"),
+    ({"cu_seqlens_k": {0, 3}}, TypeError, f"cu_seqlens_k {FORM}, got set"),
+    ({"cu_seqlens_k": {0: 3}}, TypeError, f"cu_seqlens_k {FORM}, got dict"),
+    ({"cu_seqlens_k": "0, 3"}, TypeError, f"cu_seqlens_k {FORM}, got str"),
+    ({"cu_seqlens_k": 2**63}, TypeError, f"cu_seqlens_k {FORM}, got uint64 of shape ()"),
+    ({"cu_seqlens_k": 2**64}, TypeError, "cu_seqlens_k must hold ints below 2**63, got 18446"),
+    ({"cu_seqlens_k": [0, 2**64]}, TypeError, "cu_seqlens_k must hold ints below 2**63, got [0, 1"),
+    ({"cu_seqlens_k": [0, [3]]}, TypeError,
+     f"cu_seqlens_k {FORM}, got list that NumPy cannot read: setting an array element with a seq"),
+    ({"cu_seqlens_k": [0, None]}, TypeError, f"cu_seqlens_k {FORM}, got [0, None]"),
+    ({"cu_seqlens_k": np.ma.masked_array([0, 3], [False, True])}, TypeError,
+     f"cu_seqlens_k {FORM}, got MaskedArray: give a plain array"),
+    ({"cu_seqlens_k": np.zeros((1, 2)).view(np.matrix)}, TypeError,
+     f"cu_seqlens_k {FORM}, got matrix: give a plain array"),
+    ({"kv_token_num": True}, TypeError, "kv_token_num must be an int or None, got bool"),
+    ({"kv_token_num": np.True_}, TypeError, "kv_token_num must be an int or None, got bool"),
+    ({"kv_token_num": np.array(3)}, TypeError, "kv_token_num must be an int or None, got ndarray: "
+     "give an int: int(x) of a GPU array waits"),
 ]  # fmt: skip
 
 RULES = [
@@ -58,6 +82,51 @@ RULES = [
     ({"attn_mask_kv": [[0, 1]] * 3, "causal": False}, ValueError,
      "attn_mask_kv excludes causal=False: the intervals say it all, leave causal alone"),
 ]  # fmt: skip
+
+
+class Unreadable:
+    """A host array whose export fails in an unforeseen way."""
+
+    def __array__(self, *asked, **named):
+        raise ZeroDivisionError("not today")
+
+
+def tensors(torch):
+    """Tensors that are no array of ints, and what is said of them."""
+    cu = torch.tensor([0, 3])
+    from torch._subclasses import FakeTensorMode
+
+    yield torch.tensor([0.0, 3.0], requires_grad=True), "got Tensor that NumPy cannot read: Can't"
+    yield torch.nested.nested_tensor([cu]), "got Tensor that NumPy cannot read: "
+    yield cu.to_sparse(), "got Tensor that NumPy cannot read: can't convert Sparse"
+    yield cu.to("meta"), "got Tensor that NumPy cannot read: "
+    yield cu.to(torch.bfloat16), "got Tensor that NumPy cannot read: Got unsupported ScalarType"
+    with FakeTensorMode() as mode:
+        yield mode.from_tensor(cu), "got FakeTensor that NumPy cannot read: "
+
+
+def test_tensors_that_hold_no_plain_ints():
+    torch = pytest.importorskip("torch")
+    for tensor, got in tensors(torch):
+        check(reference.get_attn_mask_q, {"cu_seqlens_k": tensor}, TypeError,
+              f"cu_seqlens_k {FORM}, {got}")  # fmt: skip
+
+
+def test_an_array_that_raises_anything():
+    check(reference.get_attn_mask_q, {"cu_seqlens_q": Unreadable()}, TypeError,
+          f"cu_seqlens_q {FORM}, got Unreadable that NumPy cannot read: not today")  # fmt: skip
+
+
+def test_numpys_numbers_are_numbers():
+    given = [0, 3], [0, 3], None, np.int64(3)
+    found = reference.get_attn_mask_q(*given)
+    np.testing.assert_array_equal(found, reference.get_attn_mask_q([0, 3], [0, 3]))
+
+
+def test_no_rows_are_intervals():
+    columns = reference.get_attn_mask_q([0, 0], [0, 3], np.zeros((0, 2), int))
+    assert columns.tolist() == [[0, 0]] * 3
+
 
 GOOD = {"cu_seqlens_q": [0, 3], "cu_seqlens_k": [0, 3]}
 

@@ -20,6 +20,31 @@ class ReadOnly:
         self.__cuda_array_interface__ = interface | {"data": (array.data.ptr, True)}
 
 
+class Refusing:
+    """An array on a GPU whose export fails in an unforeseen way."""
+
+    def __init__(self, array):
+        self.__dlpack_device__ = array.__dlpack_device__
+
+    def __dlpack__(self, **asked):
+        raise ZeroDivisionError("not today")
+
+
+class ConstantByCapsule:
+    """An array on a GPU of which only the flag in a versioned capsule says that it is read-only."""
+
+    def __init__(self, array):
+        self._array = array
+        self.__dlpack_device__ = array.__dlpack_device__
+
+    def __dlpack__(self, *, max_version=None, **asked):
+        if max_version is None or "stream" in asked:
+            return self._array.__dlpack__(**asked)
+        constant = np.zeros(3)
+        constant.flags.writeable = False
+        return constant.__dlpack__(max_version=max_version)
+
+
 class Good:
     """A good call's arguments, and what makes bad ones of them."""
 
@@ -100,7 +125,7 @@ CASES = [
      "kv_token_num must be in [0, 2**31 - 1], got 2147483648"),
 
     (lambda g: {"out": g.array((3, 2), "f4")}, TypeError, f"{OUT_FORM} float32 of shape (3, 2)"),
-    (lambda g: {"out": g.array((3, 2), "i8")}, ValueError, f"{OUT_FORM} int64 of shape (3, 2)"),
+    (lambda g: {"out": g.array((3, 2), "i8")}, TypeError, f"{OUT_FORM} int64 of shape (3, 2)"),
     (lambda g: {"out": g.array((3, 3))}, ValueError, f"{OUT_FORM} int32 of shape (3, 3)"),
     (lambda g: {"out": g.array((2,))}, ValueError, f"{OUT_FORM} int32 of shape (2,)"),
     (lambda g: {"out": g.array((1, 3, 2))}, ValueError, f"{OUT_FORM} int32 of shape (1, 3, 2)"),
@@ -156,7 +181,20 @@ CASES = [
     (lambda g: g.validated([0, 3], [0, 3], kv_token_num=2), ValueError,
      "kv_token_num must be at least cu_seqlens_k[B], got 2 below 3"),
     (lambda g: g.validated([0, 4], [0, 3]), ValueError,
-     "attn_mask_kv must have at least cu_seqlens_q[B] rows, got 3 below 4"),
+     "attn_mask_kv must have at least cu_seqlens_q[B] rows, got 3 below 4: an array of ends alone "
+     "must be stacked with its starts"),
+    (lambda g: {"attn_mask_kv": g.array((0, 2)), "validate": True}, ValueError,
+     "attn_mask_kv must have at least cu_seqlens_q[B] rows, got 0 below 3: an array of ends alone "
+     "must be stacked with its starts"),
+    (lambda g: {"cu_seqlens_q": None}, TypeError, f"cu_seqlens_q {FORM} (B + 1,), got None"),
+    (lambda g: {"cu_seqlens_k": None}, TypeError, f"cu_seqlens_k {FORM} (B + 1,), got None"),
+    (lambda g: {"kv_token_num": g.words([3])[0]}, TypeError,
+     "kv_token_num must be an int or None, got ndarray: give an int: int(x) of a GPU array waits"),
+    (lambda g: {"kv_token_num": True}, TypeError, "kv_token_num must be an int or None, got bool"),
+    (lambda g: {"cu_seqlens_q": Refusing(g.words([0, 3]))}, TypeError,
+     "cu_seqlens_q must export by DLPack, got ZeroDivisionError: not today"),
+    (lambda g: {"out": ConstantByCapsule(g.array((3, 2)))}, ValueError,
+     "out must be writable, got a read-only ConstantByCapsule"),
 ]
 # fmt: on
 

@@ -121,6 +121,25 @@ def test_float_intervals_are_refused(no_gpu, capsys, tmp_path):
     assert "float64" in err
 
 
+def test_show_marks_what_is_shown_beyond_the_intervals(no_gpu, capsys, tmp_path):
+    """The second row sees less than the first: two columns show it two keys more."""
+    path = tmp_path / "intervals.npy"
+    np.save(path, np.array([[0, 3], [0, 1], [2, 4]]))
+    argv = ["show", "--q-lens", "3", "--k-lens", "4", "--intervals", str(path)]
+    code, out, err = run(capsys, *argv)
+    assert code == 0
+    assert err == "warning: 2 pairs are shown beyond the intervals, the first in row 1\n"
+    lines = [line.split() for line in out.splitlines()]
+    assert ["0", "A", "A", "A", "."] in lines
+    assert ["1", "A", "!", "!", "."] in lines
+    assert ["2", ".", ".", "A", "A"] in lines
+    assert "!: the row is shown the key, or one of them, beyond its interval" in out
+    np.save(path, np.array([[0, 1], [0, 3], [2, 4]]))
+    code, out, err = run(capsys, *argv)
+    assert (code, err) == (0, "")
+    assert "!" not in out
+
+
 def test_show_saves_the_png(no_gpu, capsys, tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "mask.png"

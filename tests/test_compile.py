@@ -5,7 +5,6 @@ import re
 import pytest
 
 from maskq_cupy import compiler, plan
-from maskq_cupy.rule import Rule
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
@@ -58,14 +57,16 @@ def test_arguments_by_name_take_the_order_of_the_signature(monkeypatch):
                 make(3, words=1, num=2, by=3, out=4, **wrong)
 
 
-def test_groups_of_arguments_are_parameters_in_a_row():
-    """Where a kernel takes a pack, intervals or a rule, they are its parameters in this order."""
-    groups = plan.Cuts._fields, plan.Intervals._fields, Rule._fields
-    for name, (_, signature) in compiler.kernels().items():
-        for group in groups:
-            if group[-2] in signature.names:  # no other parameter has this name
-                at = signature.names.index(group[0])
-                assert signature.names[at : at + len(group)] == group, name
+def test_groups_of_arguments_are_the_first_parameters():
+    """The plan hands a pack, its intervals and its staircases over as groups, in this order."""
+    groups = plan.Cuts._fields + plan.Intervals._fields + plan.STAIRCASES
+    seen = set()
+    for name, (_, (names, _)) in compiler.kernels().items():
+        if "cu_seqlens_q" in names:
+            common = [a for a in names if a in groups]
+            assert names[: len(common)] == groups[: len(common)] == tuple(common), name
+            seen.add(len(common))
+    assert seen == {5, 8, 12}
 
 
 def test_inlined_source_keeps_files_and_lines():

@@ -139,7 +139,8 @@ class Script:
         command = [str(executable)]
         if executable.name.startswith("thread"):
             command = ["setarch", platform.machine(), "-R", *command]
-        environment = os.environ | {
+        inherited = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        environment = inherited | {
             "TSAN_OPTIONS": "halt_on_error=1 exitcode=66",
             "ASAN_OPTIONS": "detect_leaks=0",
         }
