@@ -33,7 +33,9 @@ def get_attn_mask_q(
         cu_seqlens_k: int32 or int64, shape (B + 1,), non-decreasing from 0.
         attn_mask_kv: int32 or int64, shape (Q, 2) or (2 * Q,): the keys [start, end) that each
             row sees, counted from its sequence's first key. Excludes window and causal=False;
-            causality is then not applied, the intervals say it all.
+            causality is then not applied, the intervals say it all. Keys can leak: where a start or
+            an end decreases from one row of a sequence to the next, the columns show a superset.
+            ``validate=True`` raises there, ``excess_pairs`` counts.
         kv_token_num: number of columns N, at least ``cu_seqlens_k[B]``; columns past that are seen
             by nobody. If None it is taken from out, or from host input, or else read back from the
             GPU, which waits for it.

@@ -280,8 +280,8 @@ def save_png(
     """Save the mask as a PNG: each sequence in its colour, what it does not show in a tint.
 
     Takes what ``drawing`` takes; pairs beyond the intervals are black. With a ``block_size``, full
-    tiles are shaded over it, partial ones less, and empty ones not. Raises ImportError without matplotlib, naming the extra that
-    brings it, and ValueError for a pack without rows or keys.
+    tiles are shaded over it, partial ones less, and empty ones not. Raises ImportError without
+    matplotlib, naming the extra that brings it, and ValueError for a pack without rows or keys.
     """
     try:
         from matplotlib.colors import to_rgb

@@ -255,3 +255,21 @@ def test_stream_of_another_device_is_refused(cupy, second):
     message = "stream must belong to the arrays' device, got a stream of another device"
     for same in (stream, stream.ptr):
         check_refused(cupy, Good(cupy), {"stream": same}, ValueError, message)
+
+
+def tensors(torch):
+    """Tensors on the GPU that are no plain array of ints, and what is said of them."""
+    cu = torch.tensor([0, 3], dtype=torch.int32, device="cuda")
+    floats = torch.tensor([0.0, 3.0], device="cuda", requires_grad=True)
+    yield floats, f"cu_seqlens_k {FORM} (B + 1,), got float32 of shape (2,)"
+    yield cu.to(torch.bfloat16), f"cu_seqlens_k {FORM} (B + 1,), got bfloat16 of shape (2,)"
+    yield cu.to_sparse(), "cu_seqlens_k must be a dense tensor, got Tensor of layout torch.sparse"
+    yield torch.nested.nested_tensor([cu]), "cu_seqlens_k must be a dense tensor, got Tensor of"
+
+
+def test_tensors_that_are_no_plain_arrays(cupy):
+    torch = pytest.importorskip("torch")
+    for tensor, message in tensors(torch):
+        found, text = error_of(Good(cupy).arguments() | {"cu_seqlens_k": tensor})
+        assert found is TypeError
+        assert text.startswith(message), text

@@ -57,3 +57,13 @@ def test_races(build):
     script.launch(Launch("race", 2, (script.buffer(np.zeros(1, np.int32)),)))
     with pytest.raises(RuntimeError, match="ThreadSanitizer: data race"):
         script.run(build("thread"))
+
+
+def test_preloaded_libraries_do_not_reach_a_build(build, monkeypatch):
+    """A sanitizer's runtime must come first: it refuses to start behind another library."""
+    monkeypatch.setenv("LD_PRELOAD", "libm.so.6")
+    script = emulator.Script()
+    words = script.buffer(np.zeros(4, np.uint8))
+    script.launch(Launch("write_at", 1, (words, 2)))
+    script.read(words)
+    assert script.run(build("address"))[0].tolist() == [0, 0, 1, 0]

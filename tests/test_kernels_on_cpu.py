@@ -6,6 +6,8 @@ from on_cpu import emulator
 from on_cpu.calls import check
 from strategies import Pack, cuts, random_pack
 
+from maskq_cupy import plan
+
 SANITIZERS = [
     pytest.param(name, packs, id=name)
     for name, packs in [("plain", 300), ("address", 80), ("thread", 30)]
@@ -123,3 +125,35 @@ def low_rows_behind_an_edge():
 def of_ends(ends, keys):
     mask = np.stack([np.maximum(ends - 100, 0), ends], axis=1).astype(np.int32)
     return Pack(cuts([len(ends)]), cuts([keys]), mask, keys, {})
+
+
+@pytest.mark.parametrize("block_threads", [32, 64, 256, 512, 1024])
+@pytest.mark.parametrize("row_num", [1, 5000, 10_200_000, 2**31 - 1])
+def test_staircases_do_not_overlap(block_threads, row_num):
+    """Edges, ends and starts in scratch memory: each behind the other, all of it within."""
+    with emulator.planning(emulator.SIZES._replace(block_threads=block_threads)):
+        cuts_of_one, intervals = plan.Cuts(0, 0, 1, 1, 1), plan.Intervals(0, False, row_num)
+        rows, excess = plan.excess_launches(cuts_of_one, intervals, 0, 0, 4096)
+        end = 4096 + plan.excess_scratch_nbytes(row_num)
+    at = rows.named
+    assert rows.grid == excess.grid <= 2 * block_threads
+    assert (at["group_edges"], at["ends"] % 16, at["starts"] % 16) == (4096, 0, 0)
+    assert at["group_edges"] + 8 * rows.grid <= at["ends"]
+    assert at["ends"] + 4 * row_num <= at["starts"]
+    assert at["starts"] + 4 * row_num <= end
+
+
+@pytest.mark.parametrize("block_threads", [32, 128])
+def test_blocks_of_other_sizes(tmp_path, block_threads):
+    """As many groups as there may be, of kernels that are built for other blocks."""
+    if not emulator.available():
+        pytest.skip("g++ is not installed")
+    sizes = emulator.SIZES._replace(block_threads=block_threads)
+    executable = emulator.build(tmp_path, sizes=sizes)
+    rng = np.random.default_rng(5)
+    rows = 4 * block_threads * 2 * block_threads - 7
+    mask = np.stack([np.zeros(rows, int), np.sort(rng.integers(0, 700, rows))], axis=1)
+    mask[rng.random(rows) < 0.001] = 0
+    packs = [Pack(cuts([rows]), cuts([700]), mask, 700, {})]
+    packs += [random_pack(rng, intervals=True) for _ in range(20)]
+    check(executable, packs, sizes=sizes)

@@ -125,3 +125,27 @@ def test_import_needs_numpy_alone(tmp_path):
     packages = {name.split(".")[0] for name in printed.split()}
     assert "maskq_cupy" in packages
     assert not packages & {"cupy", "cuda", "torch", "jax", "paddle", "numba", "matplotlib"}
+
+
+WITHOUT_CUPY = """
+import importlib, inspect, pkgutil, pydoc, sys
+sys.modules["cupy"] = None
+import maskq_cupy
+for module in pkgutil.iter_modules(maskq_cupy.__path__):
+    if module.name not in {needs_torch}:
+        importlib.import_module(f"maskq_cupy.{{module.name}}")
+missing = set(maskq_cupy.__all__) - set(dir(maskq_cupy))
+print(missing or "all there")
+print("[LTS, UTE]" in pydoc.render_doc(maskq_cupy.get_attn_mask_q))
+print(*inspect.signature(maskq_cupy.get_attn_mask_q).parameters)
+"""
+NEEDS_TORCH = {"__main__", "flex"}  # or runs when it is imported
+
+
+def test_names_help_and_signatures_need_no_cupy(tmp_path):
+    code = WITHOUT_CUPY.format(needs_torch=NEEDS_TORCH)
+    printed = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT)).stdout
+    there, helps, parameters = printed.splitlines()
+    assert there == "all there"
+    assert helps == "True"
+    assert parameters.startswith("cu_seqlens_q cu_seqlens_k attn_mask_kv kv_token_num causal")

@@ -7,7 +7,6 @@ from maskq_cupy import compiler, plan, reference
 from maskq_cupy.rule import resolve_rule
 
 
-@emulator.planning()
 def add_call(script, pack, misaligned=False, large=False):
     """Add a call, in buffers of exactly the contract's size; return False if none is due.
 
@@ -60,16 +59,18 @@ def as_if_large(launch, row_num, column_num):
     return compiler.launch_of(launch.kernel)(grid, **launch.named | changed)
 
 
-def run(executable, packs, timeout=240, large=False):
+def run(executable, packs, timeout=240, large=False, sizes=emulator.SIZES):
     """Return the columns of each pack, all of them computed in one process."""
     script = emulator.Script()
-    due = [add_call(script, pack, i % 3 == 2, large) for i, pack in enumerate(packs)]
+    with emulator.planning(sizes):
+        due = [add_call(script, pack, i % 3 == 2, large) for i, pack in enumerate(packs)]
     results = iter(script.run(executable, timeout))
     return [next(results) if is_due else np.empty((0, 2), np.int32) for is_due in due]
 
 
-def check(executable, packs, timeout=240, large=False):
+def check(executable, packs, timeout=240, large=False, sizes=emulator.SIZES):
     """Require of each pack the reference's columns."""
-    for pack, result in zip(packs, run(executable, packs, timeout, large), strict=True):
+    results = run(executable, packs, timeout, large, sizes)
+    for pack, result in zip(packs, results, strict=True):
         expected = reference.get_attn_mask_q(*pack.arguments(), **pack.rule)
         np.testing.assert_array_equal(result, expected, err_msg=repr(pack))
