@@ -22,39 +22,19 @@
 // A warp writes some columns in a row (column_tiles.cuh). Preconditions: columns is 8-byte aligned;
 // grid covers all pairs. Moves 8 * N bytes out and the cuts in.
 
+#include "column_sequences.cuh"
 #include "column_tiles.cuh"
 
 struct Rule {
     unsigned left, right, sinks;  // each in [0, INT32_MAX]
 };
 
-// What a SequenceWindow asks for.
-struct RuleColumns {
-    Pack pack;
+struct RuleColumns : ColumnSequences {
     Rule rule;
-    SequenceEnds ends = {pack.k};
-    unsigned batch = pack.batch;
-
-    struct Sequence {
-        unsigned end;  // of its keys
-        unsigned q_end, q_start, kv_start;
-    };
-
-    // Reads sequence b; b = batch is the padding, which has no rows. Nothing is computed of what is
-    // read, for which a warp would wait here.
-    __device__ Sequence load(unsigned b) const
-    {
-        unsigned next = min(b + 1, batch), kv_end = b < batch ? pack.k[next] : NO_END;
-        return {kv_end, pack.q[next], pack.q[b], pack.k[b]};
-    }
 
     __device__ Sequence of_lane(const Sequence& own, unsigned lane) const
     {
-        return {
-            __shfl_sync(FULL_MASK, own.end, lane),
-            __shfl_sync(FULL_MASK, own.q_end, lane),
-            __shfl_sync(FULL_MASK, own.q_start, lane),
-            rule.sinks > 0 ? __shfl_sync(FULL_MASK, own.kv_start, lane) : 0};
+        return ColumnSequences::of_lane(own, lane, rule.sinks > 0);
     }
 
     // Returns (LTS, UTE) of a column of the sequence.
@@ -115,6 +95,6 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_rule(
     unsigned steps)                // pairs a thread
 {
     Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
-    RuleColumns rule_columns = {pack, {left, right, sinks}};
+    RuleColumns rule_columns = {{pack}, {left, right, sinks}};
     write_tile(rule_columns, tile_of_warp(columns, column_num, steps));
 }

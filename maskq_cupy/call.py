@@ -175,12 +175,12 @@ class Call:
         return memory.ptr
 
     def read_back(self, array: Facts, entries: slice, why: str) -> np.ndarray:
-        """Copy entries of an array of shape (n,) to the host, and wait; `why` is of a capture."""
+        """Copy entries of an array to the host, and wait; `why` is of a capture."""
         self.forbid_in_capture(why)
         streams.wait_for_producers(self._launch, self._producers())
         start, stop, _ = entries.indices(array.shape[0])
-        host = np.empty(stop - start, array.dtype)
-        self.download(array.pointer + start * host.itemsize, host)
+        host = np.empty((stop - start, *array.shape[1:]), array.dtype)
+        self.download(array.pointer + start * host.strides[0], host)
         return host
 
     def download(self, pointer: int, host: np.ndarray) -> None:

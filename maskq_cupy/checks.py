@@ -16,7 +16,13 @@ from maskq_cupy.rule import INT32_MAX
 INDEX_DTYPES = ("int32", "int64")
 CU_SEQLENS = "int32 or int64 of shape (B + 1,)"
 INTERVALS = "int32 or int64 of shape (Q, 2) or (2 * Q,)"
-FORMS = {"cu_seqlens_q": CU_SEQLENS, "cu_seqlens_k": CU_SEQLENS, "attn_mask_kv": INTERVALS}
+SPANS = "int32 or int64 of shape (S, 2)"
+FORMS = {
+    "cu_seqlens_q": CU_SEQLENS,
+    "cu_seqlens_k": CU_SEQLENS,
+    "attn_mask_kv": INTERVALS,
+    "spans": SPANS,
+}
 
 
 def form_error(
@@ -165,6 +171,32 @@ def check_parent_values(parent: np.ndarray) -> None:
             "parent must be in depth-first order: the segment before its child or one of that "
             f"one's ancestors, got parent[{b}] = {parent[b]}, whose subtree ended before segment "
             f"{end} with parent[{end}] = {parent[end]}"
+        )
+
+
+def check_spans_form(dtype: str, shape: Sequence[int]) -> int:
+    """Require int32 or int64 of shape (S, 2), or (0,) for none; return S."""
+    if dtype not in INDEX_DTYPES or not ((len(shape) == 2 and shape[1] == 2) or shape == (0,)):
+        raise form_error("spans", SPANS, dtype, shape)
+    return shape[0]
+
+
+def check_spans_values(spans: np.ndarray, column_num: int) -> None:
+    """Require spans, (S, 2), in order, none over another, in the pack's columns."""
+    ends = np.append(0, spans.ravel())
+    drops = np.flatnonzero(ends[1:] < ends[:-1])
+    if drops.size:
+        i, is_end = divmod(int(drops[0]), 2)
+        got = f"spans[{i}] = {spans[i].tolist()}"
+        if i and not is_end:
+            got += f" after spans[{i - 1}] = {spans[i - 1].tolist()}"
+        raise ValueError(
+            f"spans must hold [start, end) with 0 <= start <= end <= next start, got {got}"
+        )
+    if ends[-1] > column_num:
+        raise ValueError(
+            f"spans must end within the N = {column_num} columns, "
+            f"got spans[{len(spans) - 1}] = {spans[-1].tolist()}"
         )
 
 

@@ -81,3 +81,12 @@ def host_parents(parent: Any, segment_num: int) -> np.ndarray:
     parents = parents.astype(np.int64)
     checks.check_parent_values(parents)
     return parents
+
+
+def host_spans(spans: Any, column_num: int) -> np.ndarray:
+    """Check the form and the values of a list or host array of spans; return it as (S, 2) int64."""
+    array = host_array("spans", spans, checks.SPANS)
+    checks.check_spans_form(str(array.dtype), array.shape)
+    array = array.reshape(-1, 2).astype(np.int64)
+    checks.check_spans_values(array, column_num)
+    return array

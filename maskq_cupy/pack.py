@@ -1,5 +1,6 @@
 """The packed batch of a call: its arrays checked, its number of columns known."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ def pack_of(
     intervals = _intervals(inputs["attn_mask_kv"]) if "attn_mask_kv" in inputs else None
     if "parent" in inputs:
         _check_parents(inputs["parent"], k)
+    if "spans" in inputs and not is_on_host:
+        _check_spans(inputs["spans"])
     if column_num is None:
         column_num = _read_column_num(call) if has_columns else 0
     if validate and not is_on_host:
@@ -74,6 +77,11 @@ def _check_parents(parents: Facts, k: Facts) -> None:
     checks.check_contiguous("parent", parents)
 
 
+def _check_spans(spans: Facts) -> None:
+    checks.check_spans_form(spans.dtype, spans.shape)
+    checks.check_contiguous("spans", spans)
+
+
 def _read_column_num(call: Call) -> int:
     why = "kv_token_num is read back: give it, or out="
     last = call.read_back(call.inputs["cu_seqlens_k"], slice(-1, None), why)
@@ -91,6 +99,8 @@ def _upload(call: Call, column_num: int | None) -> int:
         parts["attn_mask_kv"] = batch.attn_mask_kv
     if "parent" in named:
         parts["parent"] = host.host_parents(named["parent"], len(batch.cu_seqlens_k) - 1)
+    if "spans" in named:
+        parts["spans"] = host.host_spans(named["spans"], batch.column_num)
     call.upload(parts)
     return batch.column_num
 
@@ -103,8 +113,15 @@ def stride(array: Facts) -> int:
     return _STRIDES[array.dtype]
 
 
+def spans_of(call: Call) -> plan.Spans:
+    spans = call.inputs.get("spans")
+    if spans is None:
+        return plan.NO_SPANS
+    return plan.Spans(spans.pointer, stride(spans), math.prod(spans.shape) // 2)
+
+
 def _check_values(call: Call, column_num: int, intervals: plan.Intervals | None) -> None:
-    """Read cu_seqlens and any parents back, and check them as the host's are; waits."""
+    """Read cu_seqlens, any parents and spans back, and check them as the host's are; waits."""
     why, inputs = "validate=True waits for the GPU", call.inputs
     counted = slice(0, inputs["cu_seqlens_k"].shape[0])
     totals = []
@@ -117,3 +134,6 @@ def _check_values(call: Call, column_num: int, intervals: plan.Intervals | None)
     if "parent" in inputs:
         parents = call.read_back(inputs["parent"], slice(0, None), why)
         checks.check_parent_values(parents.astype(np.int64))
+    if "spans" in inputs and inputs["spans"].nbytes:
+        spans = call.read_back(inputs["spans"], slice(0, None), why)
+        checks.check_spans_values(spans.astype(np.int64), column_num)

@@ -30,16 +30,45 @@ class Intervals(NamedTuple):
     row_num: int
 
 
-def rule_launch(cuts: Cuts, rule: Rule, columns: Any, column_num: int) -> Launch:
+class Spans(NamedTuple):
+    """Spans of keys, parameters of the kernel of modified rules."""
+
+    spans: Any
+    span_stride: int  # in 32-bit words: 1 for int32, 2 for int64
+    span_num: int
+
+
+NO_SPANS = Spans(0, 1, 0)
+
+
+def rule_launch(
+    cuts: Cuts, rule: Rule, columns: Any, column_num: int, spans: Spans = NO_SPANS
+) -> Launch:
     """Return the launch that writes the columns of a rule; column_num is at least 1."""
     steps, grid = _column_tiles(column_num)
     q, k, q_stride, k_stride, batch = cuts
-    left, right, sinks = rule
+    left, right, sinks, causal_block, chunk_size, is_top_left = rule
+    if causal_block or chunk_size or is_top_left or spans[2]:
+        block_reciprocal, block_shift = _reciprocal(causal_block)
+        chunk_reciprocal, chunk_shift = _reciprocal(chunk_size)
+        return launch_of("columns_modified_rule")(
+            grid, *cuts, *rule, *spans, block_reciprocal=block_reciprocal, block_shift=block_shift,
+            chunk_reciprocal=chunk_reciprocal, chunk_shift=chunk_shift, columns=columns,
+            column_num=column_num, steps=steps,
+        )  # fmt: skip
     # Name by name, as * would make a list of them: 0.3 us of a call of 10.
     return launch_of("columns_rule")(
         grid, cu_seqlens_q=q, cu_seqlens_k=k, q_stride=q_stride, k_stride=k_stride, batch=batch,
         left=left, right=right, sinks=sinks, columns=columns, column_num=column_num, steps=steps,
     )  # fmt: skip
+
+
+def _reciprocal(size: int) -> tuple[int, int]:
+    """Return what divides by a size of at least 1, Parts of columns_modified_rule.cu."""
+    if not size:
+        return 0, 0
+    shift = (size - 1).bit_length()
+    return (1 << 31 + shift) // size + 1, shift
 
 
 def _column_tiles(column_num: int, most_steps: int = 8) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskq_cupy import checks, forest, host
-from maskq_cupy.rule import CAUSAL, Rule, resolve_rule
+from maskq_cupy.rule import CAUSAL, INT32_MAX, Rule, resolve_rule
 
 DENSE_LIMIT = 2**30  # pairs, a byte each, of a dense mask unless the caller allows more
 
@@ -23,6 +23,10 @@ def get_attn_mask_q(
     causal: bool = True,
     window: tuple[int, int] | None = None,
     num_sink_tokens: int = 0,
+    align: str = "bottom_right",
+    causal_block: int | None = None,
+    chunk_size: int | None = None,
+    spans: Any = None,
 ) -> np.ndarray:
     """Return, for each key column of a packed batch, the rows that see it.
 
@@ -33,9 +37,16 @@ def get_attn_mask_q(
             row sees, counted from its sequence's first key. Excludes the other rules.
         kv_token_num: number of columns N; ``cu_seqlens_k[B]`` if None. Columns past the last
             sequence are seen by nobody.
-        causal: row i sees keys up to i + kv_len - q_len (bottom-right aligned).
+        causal: row i sees keys up to its diagonal, i + kv_len - q_len.
         window: (left, right) keys around the diagonal, -1 for unbounded.
-        num_sink_tokens: this many first keys of a sequence stay visible left of the window.
+        num_sink_tokens: this many first keys of a sequence stay visible left of the window or of
+            the chunk.
+        align: ``"top_left"`` puts the diagonal of row i at key i.
+        causal_block: a row sees keys up to the end of its diagonal's block of so many keys.
+        chunk_size: a row sees no key outside of its diagonal's chunk of so many keys.
+        spans: int32 or int64, shape (S, 2), on the host: [start, end) in keys of the pack, in
+            order and apart; a row whose diagonal is in a span sees all of the span's keys in its
+            sequence too. Empty ones, and none at all, are normal.
 
     Returns:
         int32, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c is shown to
@@ -48,32 +59,50 @@ def get_attn_mask_q(
     array([[3, 3, 3, 5, 5, 5, 5],
            [0, 1, 2, 3, 3, 3, 4]], dtype=int32)
     """
-    rule = resolve_rule(causal, window, num_sink_tokens, attn_mask_kv is not None)
+    rule = resolve_rule(
+        causal, window, num_sink_tokens, align, causal_block, chunk_size,
+        spans is not None, attn_mask_kv is not None,
+    )  # fmt: skip
     q, k, intervals, column_num = host.host_batch(
         cu_seqlens_q, cu_seqlens_k, attn_mask_kv, kv_token_num
     )
     column = np.arange(column_num)
     if intervals is None:
-        lts, ute = _rule_columns(q, k, column, rule)
+        array = None if spans is None else host.host_spans(spans, column_num)
+        lts, ute = _rule_columns(q, k, column, rule, array)
     else:
         lts, ute = _interval_columns(q, k, column, intervals)
     return np.stack([lts, ute], axis=1).astype(np.int32)
 
 
 def _rule_columns(
-    q: np.ndarray, k: np.ndarray, column: np.ndarray, rule: Rule
+    q: np.ndarray, k: np.ndarray, column: np.ndarray, rule: Rule, spans: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Invert the rule's two straight lines: a row for each column, clipped to its sequence."""
+    """Invert the rule's two lines: the first and the last position that sees a key, as rows."""
     # A last, empty sequence takes the padding columns: its rows are [total, total).
     q_start, q_end = q, np.append(q[1:], q[-1])
     kv_start, kv_end = k, np.append(k[1:], k[-1])
     b = np.searchsorted(k[1:], column, side="right")  # sequences that end at or before the column
-    q_len = (q_end - q_start)[b]
-    offset = (kv_end - kv_start)[b] - q_len
+    q_len, kv_len = (q_end - q_start)[b], (kv_end - kv_start)[b]
+    offset = 0 if rule.is_top_left else kv_len - q_len
     j = column - kv_start[b]
-    ute = q_start[b] + np.clip(j - offset - rule.right, 0, q_len)
-    lts = q_start[b] + np.clip(j - offset + rule.left + 1, 0, q_len)
-    return np.where(j < rule.sinks, q_end[b], lts), ute
+    first, behind = j - rule.right, np.where(j < rule.sinks, INT32_MAX, j + rule.left + 1)
+    if rule.causal_block:
+        first = j // rule.causal_block * rule.causal_block
+    if rule.chunk_size:
+        chunk = j // rule.chunk_size * rule.chunk_size
+        first = np.maximum(first, chunk)
+        behind = np.where(j < rule.sinks, behind, np.minimum(behind, chunk + rule.chunk_size))
+    if spans is not None and len(spans):
+        s = np.searchsorted(spans[:, 1], column, side="right")  # the first that ends behind it
+        start, end = np.append(spans, [[INT32_MAX, INT32_MAX]], axis=0)[s].T
+        start, end = np.maximum(start - kv_start[b], 0), np.minimum(end - kv_start[b], kv_len)
+        is_in = start <= j
+        first = np.where(is_in, np.minimum(first, start), first)
+        behind = np.where(is_in, np.maximum(behind, end), behind)
+    ute = q_start[b] + np.clip(first - offset, 0, q_len)
+    lts = q_start[b] + np.clip(behind - offset, 0, q_len)
+    return lts, ute
 
 
 def _interval_columns(

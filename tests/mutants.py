@@ -27,6 +27,7 @@ from test_kernels_on_cpu import (
     large_packs,
     many_tiles_a_group,
     rows_far_from_columns,
+    span_edges,
     tile_edges,
 )
 
@@ -53,6 +54,7 @@ class Mutant(NamedTuple):
 SEARCH, SEQUENCES, ROWS, STAIRCASE = "search.cuh", "sequences.cuh", "rows.cuh", "staircase.cuh"
 COLUMNS, COLUMN_TILES, SUBTREES = "columns.cuh", "column_tiles.cuh", "tree.cuh"
 RULE, INTERVALS, TREE = "columns_rule.cu", "columns_intervals.cu", "columns_tree.cu"
+COLUMN_SEQUENCES, MODIFIED = "column_sequences.cuh", "columns_modified_rule.cu"
 EXCESS, TILES = "excess.cu", "tile_lists.cu"
 
 # fmt: off
@@ -115,7 +117,43 @@ MUTANTS = [
     Mutant(RULE, "sink ? own.q_end : own.q_end - rows_from_lts", "own.q_end - rows_from_lts", "sinks"),
     Mutant(RULE, "column - own.kv_start < rule.sinks", "column - own.kv_start <= rule.sinks", "off-by-one"),
     Mutant(RULE, "make_int2(lts, (int)(own.q_end - rows_from_ute))", "make_int2(lts, (int)(own.q_end - rows_from_lts))", "swap"),
-    Mutant(RULE, "next = min(b + 1, batch), kv_end", "next = b + 1, kv_end", "clip", "address"),
+    Mutant(COLUMN_SEQUENCES, "next = min(b + 1, batch), kv_end", "next = b + 1, kv_end", "clip", "address"),
+    Mutant(COLUMN_SEQUENCES, "with_kv_start ?", "!with_kv_start ?", "start"),
+    # The rule with modifiers
+    Mutant(MODIFIED, "(__umulhi(2 * key, reciprocal) >> shift) * size", "(__umulhi(key, reciprocal) >> shift) * size", "division"),
+    Mutant(MODIFIED, "(__umulhi(2 * key, reciprocal) >> shift) * size", "__umulhi(2 * key, reciprocal) * size", "division"),
+    Mutant(MODIFIED, "words.words[2ull * s * words.stride]", "words.words[2ull * s]", "stride"),
+    Mutant(MODIFIED, "words.words[(2ull * s + 1) * words.stride]", "words.words[2ull * s * words.stride + 1]", "stride"),
+    Mutant(MODIFIED, "if (s >= batch) return {NO_END, NO_END};", "", "bound", "address"),
+    Mutant(MODIFIED, "if (s >= batch) return {NO_END, NO_END};", "if (s >= batch) return {NO_END, 0};", "padding"),
+    Mutant(MODIFIED, "rule.is_top_left ? q_len : own.end - own.kv_start", "own.end - own.kv_start", "align"),
+    Mutant(MODIFIED, "is_sink = j < rule.sinks", "is_sink = j <= rule.sinks", "off-by-one"),
+    Mutant(MODIFIED, "first = (int)(j - rule.right);", "first = (int)j;", "right"),
+    Mutant(MODIFIED, "if (rule.blocks.size > 0) first", "if (rule.blocks.size > 1) first = first; else first", "blocks"),
+    Mutant(MODIFIED, "is_sink ? NO_END : j + rule.left + 1;", "is_sink ? NO_END : j + rule.left;", "off-by-one"),
+    Mutant(MODIFIED, "is_sink ? NO_END : j + rule.left + 1;", "j + rule.left + 1;", "sinks"),
+    Mutant(MODIFIED, "first = max(first, (int)start);", "first = (int)start;", "chunks"),
+    Mutant(MODIFIED, "first = max(first, (int)start);", "", "chunks"),
+    Mutant(MODIFIED, "behind = min(behind, is_sink ? NO_END : end);", "behind = min(behind, end);", "sinks"),
+    Mutant(MODIFIED, "behind = min(behind, is_sink ? NO_END : end);", "", "chunks"),
+    Mutant(MODIFIED, "if (span.start <= column)", "if (span.start < column)", "bound"),
+    Mutant(MODIFIED, "max(span.start, own.kv_start) - own.kv_start", "span.start - own.kv_start", "clip"),
+    Mutant(MODIFIED, "min(span.end, own.end) - own.kv_start", "span.end - own.kv_start", "clip"),
+    Mutant(MODIFIED, "behind = max(behind, min(span.end", "behind = (min(span.end", "window"),
+    Mutant(MODIFIED, "first = min(first, (int)(max(", "first = ((int)(max(", "window"),
+    Mutant(MODIFIED, "(unsigned)min(first, (int)row_end)", "(unsigned)first", "clip"),
+    Mutant(MODIFIED, "row_end - min(behind, row_end)", "row_end - behind", "clip"),
+    Mutant(MODIFIED, "(int)row_end), q_len);", "(int)row_end), NO_END);", "clip"),
+    Mutant(MODIFIED, "row_end - min(behind, row_end), q_len)", "row_end - min(behind, row_end), NO_END)", "clip"),
+    Mutant(MODIFIED, "if (own.end > span.last) return;", "if (own.end >= span.last) return;", "off-by-one"),
+    Mutant(MODIFIED, "found[i] = is_it ? sequence : found[i];", "found[i] = sequence;", "is it"),
+    Mutant(MODIFIED, "window.of.of_lane(window.own, last);", "window.of.of_lane(window.own, last + 1);", "lane"),
+    Mutant(MODIFIED, "held.window.range = sequences_of_block(held.window.of, tile.of_block);", "held.window.range = {0, 0};", "range"),
+    Mutant(MODIFIED, "sequences.window.range = sequences_of_block(sequences.window.of, tile.of_block);", "sequences.window.range = {0, 0};", "range"),
+    Mutant(MODIFIED, "start - lead + 2 * WARP_THREADS - 1", "start + 2 * WARP_THREADS - 1", "lead"),
+    Mutant(MODIFIED, "at = start + 2 * lane, column = at - lead;", "at = start + 2 * lane, column = at;", "lead"),
+    Mutant(MODIFIED, "min(column + 1, last)};", "min(column, last)};", "pair"),
+    Mutant(MODIFIED, "first = last + 1;\n        start", "first = last + 2;\n        start", "off-by-one"),
     # Tiles of columns
     Mutant(COLUMN_TILES, "min(start + size, end) - 1 - lead", "min(start + size, end) - 2 - lead", "off-by-one"),
     Mutant(COLUMN_TILES, "Span own = {max(start, lead) - lead", "Span own = {max(start, lead)", "lead"),
@@ -307,6 +345,25 @@ def run_columns(executable, by):
     judge(executable, list(many_tiles_a_group()), SECONDS)
 
 
+def run_modified(executable, by):
+    rng = np.random.default_rng(0)
+    judge = calls.check if by == "plain" else calls.run
+    packs = [random_pack(rng, intervals=False) for _ in range(300)]
+    judge(executable, [pack for pack in packs if is_modified(pack)], SECONDS)
+    judge(executable, list(filter(is_modified, span_edges())), SECONDS)
+    judge(executable, list(filter(is_modified, large_packs())), SECONDS, large=True)
+    if by != "plain":
+        packs = [hostile_pack(rng, n, intervals=False) for n in TOKENS * 60]
+        judge(executable, list(filter(is_modified, packs)), SECONDS)
+
+
+def is_modified(pack):
+    """Whether a kernel of its own writes the columns of the pack's rule."""
+    names = ("chunk_size", "causal_block")
+    is_top_left = pack.rule.get("align") == "top_left"
+    return is_top_left or any(n in pack.rule for n in names) or len(pack.rule.get("spans", ())) > 0
+
+
 def run_trees(executable, by):
     rng = np.random.default_rng(0)
     test_tree.check(executable, [test_tree.random_tree(rng, 600) for _ in range(60)], SECONDS)
@@ -336,7 +393,8 @@ def run_tile_lists(executable, by):
     test_blocks.check(executable, test_blocks.calls_around_words_and_chunks())
 
 
-OF_COLUMNS = Suite((RULE, INTERVALS), run_columns)
+OF_COLUMNS = Suite((RULE, MODIFIED, INTERVALS), run_columns)
+OF_MODIFIED = Suite((MODIFIED,), run_modified)
 OF_TREES = Suite((TREE,), run_trees)
 OF_EXCESS = Suite((INTERVALS, EXCESS), run_excess)
 OF_TILE_LISTS = Suite((TILES,), run_tile_lists)
@@ -347,7 +405,9 @@ SUITES = {
     STAIRCASE: [OF_COLUMNS, OF_EXCESS],
     COLUMNS: [OF_COLUMNS],
     COLUMN_TILES: [OF_COLUMNS],
+    COLUMN_SEQUENCES: [OF_COLUMNS],
     RULE: [OF_COLUMNS],
+    MODIFIED: [OF_MODIFIED],
     INTERVALS: [OF_COLUMNS],
     SUBTREES: [OF_TREES],
     TREE: [OF_TREES],

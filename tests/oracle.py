@@ -3,30 +3,52 @@
 import numpy as np
 
 
-def row_keys(q_lens, k_lens, intervals=None, causal=True, window=None):
+def row_keys(
+    q_lens,
+    k_lens,
+    intervals=None,
+    causal=True,
+    window=None,
+    align="bottom_right",
+    causal_block=None,
+    chunk_size=None,
+    spans=(),
+):
     """Yield (row, sequence, kv_start, kv_end, s, e) a row, in Python integers."""
     row = kv_start = 0
     for b, (q_len, kv_len) in enumerate(zip(q_lens, k_lens, strict=True)):
-        offset = kv_len - q_len
+        offset = 0 if align == "top_left" else kv_len - q_len
         for i in range(q_len):
+            p = i + offset
             if intervals is not None:
                 s, e = (int(x) for x in intervals[row])
             else:
                 left, right = (-1, -1) if window is None else window
-                s = 0 if left == -1 else i + offset - left
+                s = 0 if left == -1 else p - left
                 if causal:
                     right = 0
-                e = kv_len if right == -1 else i + offset + right + 1
+                e = kv_len if right == -1 else p + right + 1
+                if causal_block is not None:
+                    e = (p // causal_block + 1) * causal_block
+                if chunk_size is not None:
+                    s = max(s, p // chunk_size * chunk_size)
+                    e = min(e, (p // chunk_size + 1) * chunk_size)
+                if 0 <= p < kv_len:
+                    for start, end in spans:
+                        if start <= kv_start + p < end:
+                            s, e = min(s, int(start) - kv_start), max(e, int(end) - kv_start)
+                if causal and p < 0:
+                    s, e = 0, 0
             yield row, b, kv_start, kv_start + kv_len, max(s, 0), min(e, kv_len)
             row += 1
         kv_start += kv_len
 
 
-def visible(q_lens, k_lens, intervals=None, causal=True, window=None, num_sink_tokens=0, n=None):
+def visible(q_lens, k_lens, intervals=None, num_sink_tokens=0, n=None, **rule):
     """Return the boolean (Q, N) matrix: does the row see the key?"""
     n = sum(k_lens) if n is None else n
     seen = np.zeros((sum(q_lens), n), bool)
-    for row, _, kv_start, kv_end, s, e in row_keys(q_lens, k_lens, intervals, causal, window):
+    for row, _, kv_start, kv_end, s, e in row_keys(q_lens, k_lens, intervals, **rule):
         for j in range(kv_end - kv_start):
             seen[row, kv_start + j] = j < e and (j >= s or j < num_sink_tokens)
     return seen

@@ -35,7 +35,7 @@ def random_pack(rng, tokens=600, intervals=None, dtype=None):
             [mask, rng.integers(-5, 5, (int(rng.choice([0, 0, 9])), 2), dtypes[2])]
         )
     else:
-        rule = random_rule(rng)
+        rule = random_rule(rng, k, int(k[-1]) + padding)
     if rng.random() < 0.3:  # a scheduler pads cu_seqlens_q to its largest batch
         q = np.concatenate([q, rng.integers(-9, 9, 3).astype(q.dtype)])
     return Pack(q, k, mask, int(k[-1]) + padding, rule)
@@ -65,18 +65,61 @@ def random_lengths(rng, tokens):
     return np.insert(q_lens, at, hole), np.insert(k_lens, at, hole)
 
 
-def random_rule(rng):
+def random_rule(rng, k, n):
+    """Return a rule for a pack of cu_seqlens_k and n columns, half of them with modifiers."""
     kind = rng.choice(["causal", "full", "window", "two-sided", "sinks"])
-    if kind == "causal":
-        return {}
-    if kind == "full":
-        return {"causal": False}
     left = int(rng.choice([-1, 0, 1, 7, 100, 2**31 - 1, 2**40]))
-    if kind == "window":
-        return {"window": (left, int(rng.choice([-1, 0])))}
-    if kind == "two-sided":
-        return {"causal": False, "window": (left, int(rng.choice([-1, 0, 3, 2**31 - 1])))}
-    return {"window": (left, 0), "num_sink_tokens": int(rng.choice([1, 4, 2**33]))}
+    rule = {
+        "causal": {},
+        "full": {"causal": False},
+        "window": {"window": (left, int(rng.choice([-1, 0])))},
+        "two-sided": {"causal": False, "window": (left, int(rng.choice([-1, 0, 3, 2**31 - 1])))},
+        "sinks": {"window": (left, 0), "num_sink_tokens": int(rng.choice([1, 4, 2**33]))},
+    }[kind]
+    return rule if rng.random() < 0.5 else rule | random_modifiers(rng, rule, k, n)
+
+
+def random_modifiers(rng, rule, k, n):
+    """Return any of align=, causal_block=, chunk_size= and spans=, and sinks for chunks."""
+    align, block, chunk, spans = rng.random(4) < rng.choice([0.2, 0.5, 0.9])
+    found = {}
+    if align:
+        found["align"] = str(rng.choice(["top_left", "top_left", "bottom_right"]))
+    if block and "causal" not in rule:
+        found["causal_block"] = random_size(rng)
+    if chunk:
+        found["chunk_size"] = random_size(rng)
+        if rng.random() < 0.3:
+            found["num_sink_tokens"] = int(rng.choice([0, 1, 5, 300, 2**40]))
+    if spans:
+        found["spans"] = random_spans(rng, k, n)
+    return found
+
+
+def random_size(rng):
+    far = [1000, 2**31 - 1, 2**31, 2**40]
+    return int(rng.choice([1, 2, 3, 4, 5, 7, 16, 31, 64, 100, *far]))
+
+
+def random_spans(rng, k, n):
+    """Return (S, 2): over borders of sequences and over padding, empty ones among them, or none."""
+    kind = rng.choice(["none", "prefixes", "few", "many", "short", "all"])
+    if kind == "prefixes":
+        starts = np.asarray(k[:-1], np.int64)
+        spans = np.stack([starts, starts + rng.integers(0, np.diff(k) + 1)], axis=1)
+    elif kind == "all":
+        spans = np.array([[0, n]])
+    elif kind == "short":  # a key or two, one behind the other, and empty ones
+        cut = np.cumsum(rng.integers(0, 3, n + 1))
+        cut = cut[cut <= n]
+        spans = np.stack([cut[:-1], cut[1:]], axis=1)
+    else:
+        num = {"none": 0, "few": int(rng.integers(1, 5)), "many": n // 4}[kind]
+        spans = np.sort(rng.integers(0, n + 1, 2 * num)).reshape(-1, 2)
+    spans = spans[rng.random(len(spans)) < rng.choice([0.5, 1.0])]
+    last = spans[-1:, 1:].max(initial=0)
+    filling = np.full((int(rng.choice([0, 0, 1, 40])), 2), last)  # as of a graph's fixed number
+    return np.concatenate([spans, filling]).astype(rng.choice([np.int32, np.int64]))
 
 
 def random_intervals(rng, q, k):

@@ -62,6 +62,21 @@ CALLS = [
     ({"kv_token_num": np.True_}, TypeError, "kv_token_num must be an int or None, got bool"),
     ({"kv_token_num": np.array(3)}, TypeError, "kv_token_num must be an int or None, got ndarray: "
      "give an int: int(x) of a GPU array waits"),
+    ({"spans": [0, 2]}, ValueError,
+     "spans must be int32 or int64 of shape (S, 2), got int64 of shape (2,)"),
+    ({"spans": np.zeros((2, 3), np.int32)}, ValueError,
+     "spans must be int32 or int64 of shape (S, 2), got int32 of shape (2, 3)"),
+    ({"spans": np.zeros((1, 2))}, TypeError,
+     "spans must be int32 or int64 of shape (S, 2), got float64 of shape (1, 2)"),
+    ({"spans": [[0, 1], [1, 1], [0, 2]]}, ValueError,
+     "spans must hold [start, end) with 0 <= start <= end <= next start, "
+     "got spans[2] = [0, 2] after spans[1] = [1, 1]"),
+    ({"spans": [[-1, 2]]}, ValueError,
+     "spans must hold [start, end) with 0 <= start <= end <= next start, got spans[0] = [-1, 2]"),
+    ({"spans": [[0, 1], [2, 1]]}, ValueError,
+     "spans must hold [start, end) with 0 <= start <= end <= next start, got spans[1] = [2, 1]"),
+    ({"spans": [[0, 1], [2, 4]]}, ValueError,
+     "spans must end within the N = 3 columns, got spans[1] = [2, 4]"),
 ]  # fmt: skip
 
 RULES = [
@@ -74,13 +89,39 @@ RULES = [
     ({"window": (1, 2)}, ValueError,
      "window=(left, right) must have right -1 or 0 under causal=True, got (1, 2)"),
     ({"num_sink_tokens": 4}, ValueError,
-     "num_sink_tokens needs a window whose left bound it lifts, got 4 sinks and no window"),
+     "num_sink_tokens needs window= or chunk_size=, whose left bound it lifts, "
+     "got 4 sinks and neither"),
+    ({"num_sink_tokens": 4, "causal_block": 2}, ValueError,
+     "num_sink_tokens needs window= or chunk_size=, whose left bound it lifts, "
+     "got 4 sinks and neither"),
+    ({"num_sink_tokens": True, "window": (1, 0)}, TypeError,
+     "num_sink_tokens must be an int >= 0, got True"),
+    ({"window": (True, 0)}, TypeError, "window[0] must be an int >= -1, got True"),
     ({"num_sink_tokens": -4, "window": (1, 0)}, ValueError,
      "num_sink_tokens must be an int >= 0, got -4"),
     ({"attn_mask_kv": [[0, 1]] * 3, "window": (1, 0)}, ValueError,
      "attn_mask_kv excludes window: the intervals say it all, got window=(1, 0)"),
     ({"attn_mask_kv": [[0, 1]] * 3, "causal": False}, ValueError,
      "attn_mask_kv excludes causal=False: the intervals say it all, leave causal alone"),
+    ({"attn_mask_kv": [[0, 1]] * 3, "num_sink_tokens": 4}, ValueError,
+     "num_sink_tokens does not go with attn_mask_kv: use window= or chunk_size=, or set LTS of "
+     "those columns to 1 + the last row that sees anything"),
+    ({"attn_mask_kv": [[0, 1]] * 3, "align": "top_left"}, ValueError,
+     "attn_mask_kv excludes align: the intervals say it all, got align='top_left'"),
+    ({"attn_mask_kv": [[0, 1]] * 3, "causal_block": 4}, ValueError,
+     "attn_mask_kv excludes causal_block: the intervals say it all, got causal_block=4"),
+    ({"attn_mask_kv": [[0, 1]] * 3, "chunk_size": 4}, ValueError,
+     "attn_mask_kv excludes chunk_size: the intervals say it all, got chunk_size=4"),
+    ({"attn_mask_kv": [[0, 1]] * 3, "spans": []}, ValueError,
+     "attn_mask_kv excludes spans: the intervals say it all, leave spans alone"),
+    ({"align": "left"}, ValueError, "align must be 'bottom_right' or 'top_left', got 'left'"),
+    ({"align": None}, TypeError, "align must be 'bottom_right' or 'top_left', got None"),
+    ({"causal_block": 2, "causal": False}, ValueError,
+     "causal_block needs causal=True, got causal_block=2"),
+    ({"causal_block": 0}, ValueError, "causal_block must be an int >= 1, got 0"),
+    ({"causal_block": True}, TypeError, "causal_block must be an int >= 1, got True"),
+    ({"chunk_size": 0}, ValueError, "chunk_size must be an int >= 1, got 0"),
+    ({"chunk_size": 2.0}, TypeError, "chunk_size must be an int >= 1, got 2.0"),
 ]  # fmt: skip
 
 

@@ -69,6 +69,12 @@ def test_groups_of_arguments_are_the_first_parameters():
     assert seen == {5, 8, 12}
 
 
+def test_a_modified_rule_and_its_spans_follow_the_pack():
+    groups = plan.Cuts._fields + Rule._fields + plan.Spans._fields
+    names = compiler.kernels()["columns_modified_rule"][1].names
+    assert names[: len(groups)] == groups
+
+
 def test_inlined_source_keeps_files_and_lines():
     text = compiler.source("columns_intervals.cu")
     assert "#include" not in text

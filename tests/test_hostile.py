@@ -33,7 +33,11 @@ def hostile_pack(rng, tokens, intervals=None):
     if intervals is None:
         intervals = rng.random() >= 0.4
     if not intervals:
-        return Pack(q, k, None, column_num, random_rule(rng))
+        good = np.sort(rng.integers(0, column_num + 1, batch + 1))
+        rule = random_rule(rng, good, column_num)
+        if rng.random() < 0.5:
+            rule["spans"] = hostile_spans(rng, tokens)
+        return Pack(q, k, None, column_num, rule)
     return Pack(q, k, hostile_intervals(rng, q, int(rng.integers(1, tokens + 1))), column_num, {})
 
 
@@ -62,6 +66,12 @@ def hostile_cuts(rng, batch, total):
     return np.clip(good, *limits(np.int32)).astype(dtype)
 
 
+def hostile_spans(rng, tokens):
+    """Return (S, 2) words, int32 or int64, as cuts are hostile; they fill a window or not."""
+    num = int(rng.choice([1, 31, 32, 33, 300, tokens]))
+    return hostile_cuts(rng, 2 * num - 1, int(rng.integers(0, tokens + 1))).reshape(-1, 2)
+
+
 def hostile_intervals(rng, q, row_num):
     """Return (row_num, 2) words: random bits, extremes, or intervals of some other pack."""
     dtype = rng.choice([np.int32, np.int64])
@@ -83,6 +93,7 @@ def misled_searches():
         cut[period // 2 :: period] = 2**31 - 1
         yield Pack(cut, cut, None, tokens, {})
         yield Pack(cut, cut, np.tile([0, 1], (tokens, 1)), tokens, {})
+        yield Pack(cut, cut, None, tokens, {"spans": np.stack([cut[:-1], cut[1:]], axis=1)})
 
 
 def hostile_tree(rng, tokens, few_segments):
@@ -266,9 +277,12 @@ def test_guards_of_gpu_memory():
 
 def call_guarded(empty, function, given, out, scratch_nbytes=None, odd=False, **options):
     """Call a function of the package with all its arrays between guards; None stays None."""
-    nbytes = sum(0 if a is None else a.nbytes for a in given) + out.nbytes + (scratch_nbytes or 0)
-    guarded = Guarded(empty(nbytes + (len(given) + 4) * GUARD_BYTES, np.uint8))
+    arrays = [*given, options.get("spans"), out]
+    nbytes = sum(0 if a is None else a.nbytes for a in arrays) + (scratch_nbytes or 0)
+    guarded = Guarded(empty(nbytes + (len(arrays) + 3) * GUARD_BYTES, np.uint8))
     given = [None if a is None else guarded.array(a, odd) for a in given]
+    if "spans" in options:
+        options["spans"] = guarded.array(options["spans"], odd)
     options["out"] = guarded.array(out, odd, is_written=True)
     if scratch_nbytes is not None:
         options["scratch"] = guarded.array(np.zeros(scratch_nbytes, np.uint8), is_written=True)

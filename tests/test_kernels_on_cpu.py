@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from on_cpu import emulator
 from on_cpu.calls import check
-from strategies import Pack, cuts, random_pack
+from strategies import Pack, cuts, random_pack, random_rule
+
+from maskq_cupy import plan
 
 from maskq_cupy import plan
 
@@ -82,6 +84,53 @@ def tile_edges():
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_tile_edges(builds, sanitizer):
     check(builds(sanitizer), list(tile_edges()))
+
+
+def span_edges():
+    """Packs whose spans fill windows and searches or do not, and rows far from the keys."""
+    rng = np.random.default_rng(4)
+    warp = emulator.WARP
+    rules = [{}, {"window": (5, 0)}, {"chunk_size": 9, "num_sink_tokens": 2}, {"causal": False}]
+    for num in (1, warp - 1, warp, warp + 1, 2 * warp, warp**2 - 1, warp**2, warp**2 + 1):
+        ones = np.stack([np.arange(num), np.arange(num) + 1], axis=1)
+        wide = 3 * ones[:, :1] + [0, 1] + rng.integers(0, 2, (num, 2))
+        behind = np.append(np.zeros((num, 2), int), [[3, 9]], axis=0)  # empty ones in front
+        for spans in (ones, wide, behind):
+            n = int(spans[-1, 1]) + int(rng.integers(0, 99))
+            rule = {"spans": spans.astype(rng.choice([np.int32, np.int64]))}
+            for lens in ([n], rng.multinomial(n, np.full(70, 1 / 70))):
+                cut = cuts(lens)
+                yield Pack(cut, cut, None, n + 3, rules[int(rng.integers(4))] | rule)
+    # Between one warp's columns and the next's more empty spans than a window and a search leave.
+    few = np.repeat(np.arange(6), 301)[:, None] * 2 * warp
+    few = np.append(few, few, axis=1) + warp
+    few[::301, 0] -= warp
+    yield Pack(cuts([900]), cuts([900]), None, 900, {"spans": few})
+    # Positions from -(2**31) to 2**31, where nothing may leave 32 bits.
+    for rows in (2**31 - 1, 2**30, 5):
+        for _ in range(40):
+            n = int(rng.integers(1, 300))
+            q, k = cuts([rows]), cuts([n])
+            yield Pack(q, k, None, n, random_rule(rng, k, n))
+
+
+@pytest.mark.parametrize("sanitizer", ["plain", "address", "thread"])
+def test_span_edges(builds, sanitizer):
+    check(builds(sanitizer), list(span_edges())[:: 5 if sanitizer == "thread" else 1])
+
+
+def test_reciprocals_divide_every_key():
+    rng = np.random.default_rng(5)
+    sizes = {1, 2, 3, 5, 7, 2**16 + 1, 2**30 - 1, 2**30, 2**30 + 1, 2**31 - 2, 2**31 - 1}
+    for size in sizes | {int(2**power) for power in rng.uniform(0, 31, 300)}:
+        reciprocal, shift = plan._reciprocal(size)
+        assert reciprocal < 2**32
+        assert shift < 32
+        multiples = rng.integers(0, 2**31 // size + 1, 200) * size
+        keys = (multiples[:, None] + [-1, 0, 1]).ravel()
+        keys = np.append(keys[(keys >= 0) & (keys < 2**31)], [0, 1, 2**31 - 1]).astype(np.uint64)
+        quotients = 2 * keys * np.uint64(reciprocal) >> np.uint64(32) >> np.uint64(shift)
+        np.testing.assert_array_equal(quotients, keys // np.uint64(size), err_msg=str(size))
 
 
 def test_many_tiles_a_group(builds):

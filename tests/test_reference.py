@@ -57,8 +57,8 @@ def check_invariants(columns, q, k):
 @pytest.mark.parametrize("seed", range(4))
 def test_rules_are_exact(seed):
     for rng, q_lens, k_lens in small_packs(seed):
-        rule = random_rule(rng)
         q, k = cuts(q_lens), cuts(k_lens)
+        rule = random_rule(rng, k, int(k[-1]))
         columns = reference.get_attn_mask_q(q, k, **rule)
         check_invariants(columns, q, k)
         seen = oracle.visible(q_lens, k_lens, **rule)

@@ -21,9 +21,10 @@ def add_call(script, pack, misaligned=False, large=False):
     columns = script.buffer(poison, offset=8 if misaligned else 0)
     row_num = 0 if mask is None else mask.size // 2
     if row_num == 0:
-        arguments = {"causal": True, "window": None, "num_sink_tokens": 0} | pack.rule
-        rule = resolve_rule(**arguments, intervals_given=False)
-        launches = (plan.rule_launch(given, rule, columns, pack.kv_token_num),)
+        arguments = dict(pack.rule)
+        spans = add_spans(script, arguments.pop("spans", None), misaligned)
+        rule = resolve_rule(**arguments)
+        launches = (plan.rule_launch(given, rule, columns, pack.kv_token_num, spans),)
     else:
         intervals = script.buffer(mask, offset=mask.dtype.itemsize if misaligned else 0)
         scratch = script.buffer(np.full(plan.scratch_nbytes(row_num), 0x5A, np.uint8))
@@ -32,6 +33,13 @@ def add_call(script, pack, misaligned=False, large=False):
     add_launches(script, launches, row_num, pack.kv_token_num, large)
     script.read(columns)
     return True
+
+
+def add_spans(script, spans, misaligned):
+    if spans is None:
+        return plan.NO_SPANS
+    buffer = script.buffer(spans, offset=spans.dtype.itemsize if misaligned else 0)
+    return plan.Spans(buffer, spans.dtype.itemsize // 4, len(spans))
 
 
 def add_launches(script, launches, row_num, column_num, large):
@@ -47,7 +55,7 @@ def as_if_large(launch, row_num, column_num):
     pairs, tiles, shift = 4, 3, 7  # a warp links 32 tiles at a time, and a search halves a group
     changed, grid = {}, launch.grid
     group_num = (-(-row_num // emulator.TILE) - 1 >> shift) + 1
-    if launch.kernel in ("columns_rule", "columns_tree"):
+    if launch.kernel in ("columns_rule", "columns_modified_rule", "columns_tree"):
         changed = {"steps": pairs}
         grid = column_num // (2 * emulator.SIZES.block_threads * pairs) + 1
     elif launch.kernel in ("row_staircases", "excess_of_rows"):

@@ -48,6 +48,7 @@ inline long long max(long long a, long long b) { return a < b ? b : a; }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz((unsigned)bits); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 template <class T>
 T atomicMax(T* at, T value)
 {

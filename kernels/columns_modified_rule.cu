@@ -1,0 +1,196 @@
+// columns_modified_rule: cu_seqlens, a rule with modifiers and spans in, [LTS, UTE] per key column
+// out, in one launch. A rule without modifiers has a kernel of its own (columns_rule.cu).
+//
+// A row's position is the key on its diagonal; key j and positions are counted from the sequence's
+// first key. The last row's position is row_end - 1: row_end is kv_len, or q_len where the diagonal
+// begins at the top left. Key j is seen by the positions from `first` on and before `behind`:
+//
+//     first  = j - right, or the start of j's block
+//     behind = j + left + 1
+//     chunks:  first = max(first, the chunk's start); behind = min(behind, the chunk's end)
+//     a sink:  behind = no end
+//     a span:  first = min(first, its start);         behind = max(behind, its end)
+//
+//     UTE = q_end - clip(row_end - first, 0, q_len)
+//     LTS = q_end - clip(row_end - behind, 0, q_len)
+//
+//     5 rows, 5 keys,     column  0  1  2  3  4
+//     chunks of 3 keys,   row 0   x  .  .  .  .
+//     a span [2, 4)       row 1   x  x  .  .  .
+//                         row 2   x  x  x  x  .
+//                         row 3   .  .  x  x  .
+//                         row 4   .  .  .  x  x
+//                         UTE     0  1  2  2  4
+//                         LTS     3  3  4  5  5
+//
+// Distances and sizes are saturated to INT32_MAX, which reaches past every sequence, so that no sum
+// leaves 32 bits. For valid input every step is exact; for any other, unsigned wrap-around gives some
+// number and no undefined behaviour.
+//
+// A warp writes some columns in a row (column_tiles.cuh). It looks their sequences up in one window
+// and their spans in another (sequences.cuh): a span ends in front of the next as a sequence does,
+// and the first one that ends behind a column is the only one that may hold it. So any number of
+// spans costs what as many sequences cost. Preconditions: columns is 8-byte aligned; grid covers all
+// pairs. Moves 8 * N bytes out, the cuts and the spans in.
+
+#include "column_sequences.cuh"
+#include "column_tiles.cuh"
+
+// Rounds keys below 2**31 down to multiples of a size, without a division:
+//     shift = ceil(log2(size)), reciprocal = floor(2**(31 + shift) / size) + 1
+//     key / size = floor(2 * key * reciprocal / 2**32) / 2**shift, rounded down
+struct Parts {
+    unsigned size;  // in [1, INT32_MAX], or 0: there are none
+    unsigned reciprocal, shift;
+
+    __device__ unsigned start_of(unsigned key) const
+    {
+        return (__umulhi(2 * key, reciprocal) >> shift) * size;
+    }
+};
+
+struct Rule {
+    unsigned left, right, sinks;  // each in [0, INT32_MAX]
+    bool is_top_left;
+    Parts blocks, chunks;
+};
+
+// Spans of keys, (start, end) each, of int32 (stride 1) or int64 (stride 2) as 32-bit words.
+struct SpanStarts {
+    Cuts words;
+    __device__ unsigned operator[](unsigned s) const
+    {
+        return words.words[2ull * s * words.stride];
+    }
+};
+
+struct SpanEnds {
+    Cuts words;
+    __device__ unsigned operator[](unsigned s) const
+    {
+        return words.words[(2ull * s + 1) * words.stride];
+    }
+};
+
+// What a SequenceWindow asks for of the spans.
+struct ColumnSpans {
+    Cuts words;
+    unsigned batch;  // how many
+    SpanStarts starts = {words};
+    SpanEnds ends = {words};
+
+    struct Sequence {
+        unsigned end, start;
+    };
+
+    // Reads span s; behind the last there is one that holds no column.
+    __device__ Sequence load(unsigned s) const
+    {
+        if (s >= batch) return {NO_END, NO_END};
+        return {ends[s], starts[s]};
+    }
+
+    __device__ Sequence of_lane(const Sequence& own, unsigned lane) const
+    {
+        return {__shfl_sync(FULL_MASK, own.end, lane), __shfl_sync(FULL_MASK, own.start, lane)};
+    }
+};
+
+// Returns (LTS, UTE) of a column of the sequence, whose span is this one if one holds it.
+__device__ int2 bounds(
+    const Rule& rule, const ColumnSequences::Sequence& own, const ColumnSpans::Sequence& span,
+    unsigned column)
+{
+    unsigned j = column - own.kv_start, q_len = own.q_end - own.q_start;
+    unsigned row_end = rule.is_top_left ? q_len : own.end - own.kv_start;
+    bool is_sink = j < rule.sinks;
+    int first = (int)(j - rule.right);
+    if (rule.blocks.size > 0) first = (int)rule.blocks.start_of(j);
+    unsigned behind = is_sink ? NO_END : j + rule.left + 1;
+    if (rule.chunks.size > 0) {
+        unsigned start = rule.chunks.start_of(j), end = start + rule.chunks.size;
+        first = max(first, (int)start);
+        behind = min(behind, is_sink ? NO_END : end);
+    }
+    if (span.start <= column) {
+        first = min(first, (int)(max(span.start, own.kv_start) - own.kv_start));
+        behind = max(behind, min(span.end, own.end) - own.kv_start);
+    }
+    unsigned rows_from_ute = min(row_end - (unsigned)min(first, (int)row_end), q_len);
+    unsigned rows_from_lts = min(row_end - min(behind, row_end), q_len);
+    return make_int2((int)(own.q_end - rows_from_lts), (int)(own.q_end - rows_from_ute));
+}
+
+// A warp's way through its columns: the sequences, or the spans, that they are in.
+template <class Of>
+struct Way {
+    using Sequence = typename Of::Sequence;
+
+    SequenceWindow<Of> window;
+    Sequence own;  // of the column before; at first none
+
+    __device__ explicit Way(const Of& of) : window(of), own() {}
+
+    // Finds that of each of a lane's columns; the span is that of the warp's.
+    __device__ void find(Span span, const unsigned (&column)[2], Sequence (&found)[2])
+    {
+        for (Sequence& each : found) each = own;
+        if (own.end > span.last) return;  // most go on in the one before
+        auto use = [&](unsigned i, const Sequence& sequence, bool is_it) {
+            found[i] = is_it ? sequence : found[i];
+        };
+        unsigned last = window.find(span, column, use);
+        own = window.of.of_lane(window.own, last);
+    }
+};
+
+extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_modified_rule(
+    const unsigned* cu_seqlens_q,   // (>= batch + 1,) words of stride q_stride
+    const unsigned* cu_seqlens_k,   // (batch + 1,) words of stride k_stride
+    unsigned q_stride,              // 1 for int32, 2 for int64
+    unsigned k_stride,
+    unsigned batch,
+    unsigned left,
+    unsigned right,
+    unsigned sinks,
+    unsigned causal_block,          // 0: none
+    unsigned chunk_size,            // 0: none
+    unsigned is_top_left,
+    const unsigned* spans,          // (span_num, 2) words of stride span_stride
+    unsigned span_stride,           // 1 for int32, 2 for int64
+    unsigned span_num,
+    unsigned block_reciprocal,      // of causal_block
+    unsigned block_shift,
+    unsigned chunk_reciprocal,      // of chunk_size
+    unsigned chunk_shift,
+    int2* columns,                  // (column_num,) of (LTS, UTE)
+    unsigned column_num,            // in [1, INT32_MAX]
+    unsigned steps)                 // pairs a thread
+{
+    Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
+    Parts blocks = {causal_block, block_reciprocal, block_shift};
+    Parts chunks = {chunk_size, chunk_reciprocal, chunk_shift};
+    Rule rule = {left, right, sinks, is_top_left != 0, blocks, chunks};
+    Tile tile = tile_of_warp(columns, column_num, steps);
+    Way<ColumnSequences> sequences(ColumnSequences{pack});
+    Way<ColumnSpans> held(ColumnSpans{{spans, span_stride}, span_num});
+    sequences.window.range = sequences_of_block(sequences.window.of, tile.of_block);
+    held.window.range = sequences_of_block(held.window.of, tile.of_block);
+    unsigned start = tile.start, lead = tile.lead, lane = threadIdx.x % WARP_THREADS;
+    unsigned first = tile.own.first;
+#pragma unroll 1
+    for (unsigned step = 0; step < tile.steps && first <= tile.own.last; ++step) {
+        unsigned last = min(start - lead + 2 * WARP_THREADS - 1, tile.own.last);
+        unsigned at = start + 2 * lane, column = at - lead;  // -1 in front of a half pair
+        unsigned two[2] = {min(max(at, lead) - lead, last), min(column + 1, last)};
+        ColumnSequences::Sequence sequence[2];
+        ColumnSpans::Sequence span[2];
+        sequences.find({first, last}, two, sequence);
+        held.find({first, last}, two, span);
+        int2 pair[2];
+        for (unsigned i = 0; i < 2; ++i) pair[i] = bounds(rule, sequence[i], span[i], column + i);
+        store_pair(tile.columns, column, tile.column_num, pair[0], pair[1]);
+        first = last + 1;
+        start += 2 * WARP_THREADS;
+    }
+}

@@ -1,0 +1,110 @@
+"""align=, causal_block=, chunk_size= and spans=: worked values, pairs of the definition, GPU."""
+
+import numpy as np
+import oracle
+import pytest
+from strategies import cuts, random_lengths, random_rule
+
+from maskq_cupy import reference
+
+WORKED = [
+    ([7], [7], {"chunk_size": 4}, [4, 4, 4, 4, 7, 7, 7], [0, 1, 2, 3, 4, 5, 6]),
+    ([3], [6], {"chunk_size": 4}, [1, 1, 1, 1, 3, 3], [0, 0, 0, 0, 1, 2]),
+    ([7], [7], {"chunk_size": 4, "num_sink_tokens": 1}, [7, 4, 4, 4, 7, 7, 7], [*range(7)]),
+    ([6], [6], {"chunk_size": 4, "causal": False}, [4, 4, 4, 4, 6, 6], [0, 0, 0, 0, 4, 4]),
+    ([5, 3], [5, 3], {"causal_block": 2}, [5, 5, 5, 5, 5, 8, 8, 8], [0, 0, 2, 2, 4, 5, 5, 7]),
+    ([7], [7], {"spans": [[2, 5]]}, [7] * 7, [0, 1, 2, 2, 2, 5, 6]),
+    ([4], [6], {"align": "top_left"}, [4] * 6, [0, 1, 2, 3, 4, 4]),
+    ([7], [7], {"spans": [[2, 5]], "window": (1, 0)}, [2, 3, 5, 5, 6, 7, 7], [0, 1, 2, 2, 2, 5, 6]),
+    ([4, 3], [4, 3], {"spans": [[0, 2], [4, 7]]}, [4, 4, 4, 4, 7, 7, 7], [0, 0, 2, 3, 4, 4, 4]),
+    # More rows than keys: those in front of the keys see nothing, or what their own chunk shows.
+    ([5], [2], {"chunk_size": 2}, [5, 5], [3, 4]),
+    ([5], [2], {"chunk_size": 2, "causal": False}, [5, 5], [3, 3]),
+    ([5], [2], {"causal_block": 2}, [5, 5], [3, 3]),
+    ([2], [4], {"spans": [[1, 4]]}, [2] * 4, [0, 0, 0, 0]),
+    # A span over the border counts in each sequence with its part there; one over padding, too.
+    ([2, 2], [2, 2], {"spans": [[1, 3]]}, [2, 2, 4, 4], [0, 1, 2, 3]),
+    ([3, 3], [3, 3], {"spans": [[1, 5]]}, [3, 3, 3, 6, 6, 6], [0, 1, 1, 3, 3, 5]),
+]
+
+
+@pytest.mark.parametrize(("q_lens", "k_lens", "rule", "lts", "ute"), WORKED)
+def test_worked_values(q_lens, k_lens, rule, lts, ute):
+    columns = reference.get_attn_mask_q(cuts(q_lens), cuts(k_lens), **rule)
+    np.testing.assert_array_equal(columns.T, [lts, ute])
+    seen = oracle.visible(q_lens, k_lens, **rule)
+    np.testing.assert_array_equal(oracle.shown(columns, sum(q_lens)), seen)
+
+
+def pairs_of(lens, causal, window=(-1, -1), causal_block=1, chunk_size=10**9, sinks=0, spans=()):
+    """Return the boolean (N, N) as the models' own functions of pairs say it, where Q = N.
+
+    A window bounds q - k, blocks and chunks compare q // size with k // size, and an image is an id
+    that the query and the key share.
+    """
+    n, document = sum(lens), np.repeat(np.arange(len(lens)), lens)
+    position = np.concatenate([np.arange(length) for length in lens]).astype(int)
+    image = np.full(n, -1)
+    for number, (start, end) in enumerate(spans):
+        image[start:end] = number
+    q, k = position[:, None], position
+    left, right = window
+    in_front = k // causal_block <= q // causal_block
+    shown = in_front if causal else (k - q <= right) | (right == -1)
+    shown &= k // chunk_size <= q // chunk_size
+    near = ((q - k <= left) | (left == -1)) & (k // chunk_size >= q // chunk_size)
+    one_image = (image[:, None] == image) & (image != -1)
+    return (shown & (near | (k < sinks)) | one_image) & (document[:, None] == document)
+
+
+def test_pairs_are_as_the_models_say():
+    rng = np.random.default_rng(0)
+    for _ in range(600):
+        lens = rng.integers(0, 12, rng.integers(1, 5)).tolist()
+        n, causal, rule = sum(lens), bool(rng.random() < 0.7), {}
+        if rng.random() < 0.5:
+            rule["window"] = (int(rng.integers(-1, 9)), 0 if causal else int(rng.integers(-1, 9)))
+        if causal and rng.random() < 0.4:
+            rule["causal_block"] = int(rng.integers(1, 7))
+        if rng.random() < 0.4:
+            rule["chunk_size"] = int(rng.integers(1, 9))
+        if rng.random() < 0.5:
+            borders = rng.integers(0, n + 1, 2 * int(rng.integers(0, 6)))
+            rule["spans"] = np.sort(borders).reshape(-1, 2)
+        sinks = int(rng.integers(0, 4)) if {"window", "chunk_size"} & {*rule} else 0
+        expected = pairs_of(lens, causal, sinks=sinks, **rule)
+        cu = cuts(lens)
+        columns = reference.get_attn_mask_q(cu, cu, causal=causal, num_sink_tokens=sinks, **rule)
+        np.testing.assert_array_equal(
+            oracle.shown(columns, n), expected, err_msg=f"{lens} {causal} {sinks} {rule}"
+        )
+
+
+def test_no_spans_and_filling_change_nothing():
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        q_lens, k_lens = random_lengths(rng, 40)
+        q, k = cuts(q_lens), cuts(k_lens)
+        rule = random_rule(rng, k, int(k[-1]))
+        spans = np.asarray(rule.pop("spans", np.zeros((0, 2), int)))
+        last = spans[-1:, 1:].max(initial=0)
+        filled = np.concatenate([spans, np.full((5, 2), last)])
+        expected = reference.get_attn_mask_q(q, k, spans=spans, **rule)
+        np.testing.assert_array_equal(
+            reference.get_attn_mask_q(q, k, spans=filled, **rule), expected
+        )
+        without = reference.get_attn_mask_q(q, k, **rule)
+        for none in ([], np.zeros((0, 2), np.int32), [[0, 0]], np.full((7, 2), k[-1])):
+            found = reference.get_attn_mask_q(q, k, spans=none, **rule)
+            np.testing.assert_array_equal(found, without)
+
+
+@pytest.mark.parametrize("wide", [2**31 - 1, 2**31, 2**62])
+def test_wide_sizes_do_not_overflow(wide):
+    q, k = [0, 5, 6], [0, 8, 9]
+    for causal in (True, False):
+        plain = reference.get_attn_mask_q(q, k, causal=causal)
+        found = reference.get_attn_mask_q(q, k, causal=causal, chunk_size=wide)
+        np.testing.assert_array_equal(found, plain)
+    full = reference.get_attn_mask_q(q, k, causal=False)
+    np.testing.assert_array_equal(reference.get_attn_mask_q(q, k, causal_block=wide), full)
