@@ -41,8 +41,8 @@ def main():
     cupy = require_cupy()
     launched = record_kernels()
     for pack in packs():
-        given = [None if a is None else cupy.asarray(a) for a in pack[:3]]
-        found = maskq_cupy.get_attn_mask_q(*given, pack.kv_token_num, **pack.rule)
+        given = pack.on_gpu(cupy)
+        found = maskq_cupy.get_attn_mask_q(*given.arguments(), **given.rule)
         expected = reference.get_attn_mask_q(*pack.arguments(), **pack.rule)
         np.testing.assert_array_equal(cupy.asnumpy(found), expected)
         if pack.kv_token_num and pack.kv_token_num < 10_000:
@@ -50,17 +50,16 @@ def main():
             maskq_cupy.to_blocks(found, row_num)
             maskq_cupy.to_four_columns(found, row_num)
             maskq_cupy.to_dense(found, row_num)
-        if given[2] is not None:
-            maskq_cupy.excess_pairs(*given)
+        if pack.attn_mask_kv is not None:
+            maskq_cupy.excess_pairs(*given[:3])
     rng = np.random.default_rng(1)
     for segments in (1, 40, 1000, 20_000):
         lens = rng.integers(0, 4, segments)
         parent = cupy.asarray(random_parents(rng, segments), np.int32)
         maskq_cupy.tree_attn_mask_q(parent, *[cupy.asarray(cuts(lens))] * 2)
     for _ in range(100):
-        q, k, mask, column_num, rule = hostile_pack(rng, 3000)
-        given = [None if a is None else cupy.asarray(a) for a in (q, k, mask)]
-        maskq_cupy.get_attn_mask_q(*given, column_num, **rule)
+        given = hostile_pack(rng, 3000).on_gpu(cupy)
+        maskq_cupy.get_attn_mask_q(*given.arguments(), **given.rule)
     cupy.cuda.runtime.deviceSynchronize()
     assert launched == set(compiler.kernels()), launched
     print(f"ran {', '.join(sorted(launched))}")

@@ -38,12 +38,12 @@ def main():
     rng = np.random.default_rng(0)
     sizes = [50, 600, 5000, 40000]
     packs = [random_pack(rng, tokens=int(rng.choice(sizes))) for _ in range(PACKS)]
-    given = [[None if a is None else cupy.asarray(a) for a in pack[:3]] for pack in packs]
+    given = [pack.on_gpu(cupy) for pack in packs]
     expected = [reference.get_attn_mask_q(*pack.arguments(), **pack.rule) for pack in packs]
     order = rng.integers(0, PACKS, tenth)
 
     def call(i):
-        return maskq_cupy.get_attn_mask_q(*given[i], packs[i].kv_token_num, **packs[i].rule)
+        return maskq_cupy.get_attn_mask_q(*given[i].arguments(), **given[i].rule)
 
     def check(i):
         return np.array_equal(cupy.asnumpy(call(i)), expected[i])

@@ -15,6 +15,12 @@ class Pack(NamedTuple):
     def arguments(self):
         return (self.cu_seqlens_q, self.cu_seqlens_k, self.attn_mask_kv, self.kv_token_num)
 
+    def on_gpu(self, cupy):
+        """Return the pack with its arrays, those of its rule too, on CuPy's current device."""
+        arrays = [None if array is None else cupy.asarray(array) for array in self[:3]]
+        rule = {name: cupy.asarray(v) if name == "spans" else v for name, v in self.rule.items()}
+        return Pack(*arrays, self.kv_token_num, rule)
+
 
 def cuts(lengths, dtype=np.int32):
     return np.concatenate([[0], np.cumsum(lengths)]).astype(dtype)

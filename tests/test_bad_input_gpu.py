@@ -162,7 +162,34 @@ CASES = [
     (lambda g: g.intervals(causal=False), ValueError,
      "attn_mask_kv excludes causal=False: the intervals say it all, leave causal alone"),
     (lambda g: {"num_sink_tokens": 4}, ValueError,
-     "num_sink_tokens needs a window whose left bound it lifts, got 4 sinks and no window"),
+     "num_sink_tokens needs window= or chunk_size=, whose left bound it lifts, "
+     "got 4 sinks and neither"),
+    (lambda g: g.intervals(num_sink_tokens=4), ValueError,
+     "num_sink_tokens does not go with attn_mask_kv: use window= or chunk_size=, or set LTS of "
+     "those columns to 1 + the last row that sees anything"),
+    (lambda g: g.intervals(align="top_left"), ValueError,
+     "attn_mask_kv excludes align: the intervals say it all, got align='top_left'"),
+    (lambda g: g.intervals(causal_block=4), ValueError,
+     "attn_mask_kv excludes causal_block: the intervals say it all, got causal_block=4"),
+    (lambda g: g.intervals(chunk_size=4), ValueError,
+     "attn_mask_kv excludes chunk_size: the intervals say it all, got chunk_size=4"),
+    (lambda g: g.intervals(spans=g.array((1, 2))), ValueError,
+     "attn_mask_kv excludes spans: the intervals say it all, leave spans alone"),
+    (lambda g: {"align": "left"}, ValueError,
+     "align must be 'bottom_right' or 'top_left', got 'left'"),
+    (lambda g: {"causal_block": 4, "causal": False}, ValueError,
+     "causal_block needs causal=True, got causal_block=4"),
+    (lambda g: {"chunk_size": 0}, ValueError, "chunk_size must be an int >= 1, got 0"),
+    (lambda g: {"spans": [[0, 2]]}, TypeError,
+     f"{ONE_PLACE} cu_seqlens_q on a GPU, cu_seqlens_k on a GPU, spans on the host"),
+    (lambda g: {"spans": g.array((4,))}, ValueError,
+     "spans must be int32 or int64 of shape (S, 2), got int32 of shape (4,)"),
+    (lambda g: {"spans": g.array((2, 2), "f4")}, TypeError,
+     "spans must be int32 or int64 of shape (S, 2), got float32 of shape (2, 2)"),
+    (lambda g: {"spans": g.strided((2, 2))}, ValueError,
+     "spans must be C-contiguous, got a strided view of shape (2, 2)"),
+    (lambda g: {"spans": g.array((2, 2)), "out": g.array((3, 2), at=8)}, ValueError,
+     f"out {OVERLAP}"),
     (lambda g: {"window": (-2, 0)}, ValueError, "window[0] must be an int >= -1, got -2"),
     (lambda g: {"stream": "main"}, TypeError,
      "stream must be a CuPy stream, a pointer, or an object with __cuda_stream__ or .cuda_stream, "
@@ -195,6 +222,11 @@ CASES = [
      "cu_seqlens_q must export by DLPack, got ZeroDivisionError: not today"),
     (lambda g: {"out": ConstantByCapsule(g.array((3, 2)))}, ValueError,
      "out must be writable, got a read-only ConstantByCapsule"),
+    (lambda g: {"spans": g.words([[0, 1], [0, 2]]), "validate": True}, ValueError,
+     "spans must hold [start, end) with 0 <= start <= end <= next start, "
+     "got spans[1] = [0, 2] after spans[0] = [0, 1]"),
+    (lambda g: {"spans": g.words([[0, 2**31]]), "validate": True}, ValueError,
+     "spans must end within the N = 3 columns, got spans[0] = [0, 2147483648]"),
 ]
 # fmt: on
 

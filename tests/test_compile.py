@@ -5,6 +5,7 @@ import re
 import pytest
 
 from maskq_cupy import compiler, plan
+from maskq_cupy.rule import Rule
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 

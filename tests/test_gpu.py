@@ -10,12 +10,9 @@ from maskq_cupy import reference
 pytestmark = pytest.mark.gpu
 
 
-def on_gpu(cupy, pack):
-    return [None if a is None else cupy.asarray(a) for a in pack[:3]]
-
-
 def check(cupy, pack):
-    result = maskq_cupy.get_attn_mask_q(*on_gpu(cupy, pack), pack.kv_token_num, **pack.rule)
+    given = pack.on_gpu(cupy)
+    result = maskq_cupy.get_attn_mask_q(*given.arguments(), **given.rule)
     assert type(result) is cupy.ndarray
     assert result.dtype == np.int32
     assert result.flags.c_contiguous
@@ -192,7 +189,7 @@ def test_side_stream(cupy):
     """Results are right on a side stream, on the current one after it, and through DLPack."""
     pack = random_pack(np.random.default_rng(9), tokens=40000, intervals=True)
     expected = reference.get_attn_mask_q(*pack.arguments())
-    arrays = on_gpu(cupy, pack)
+    arrays = pack.on_gpu(cupy)[:3]
     side = cupy.cuda.Stream(non_blocking=True)
     for stream in (side, side.ptr):
         result = maskq_cupy.get_attn_mask_q(*arrays, pack.kv_token_num, stream=stream)
@@ -320,8 +317,8 @@ def test_random_packs_on_another_device(cupy, second):
     for _ in range(20):
         pack = random_pack(rng)
         with second:
-            arrays = on_gpu(cupy, pack)
-        result = maskq_cupy.get_attn_mask_q(*arrays, pack.kv_token_num, **pack.rule)
+            given = pack.on_gpu(cupy)
+        result = maskq_cupy.get_attn_mask_q(*given.arguments(), **given.rule)
         assert result.device.id == 1
         expected = reference.get_attn_mask_q(*pack.arguments(), **pack.rule)
         np.testing.assert_array_equal(cupy.asnumpy(result), expected)

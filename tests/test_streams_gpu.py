@@ -211,13 +211,11 @@ def call_from_threads(cupy, seconds, thread_num=8):
         start.wait()
         try:
             with stream:
-                given = [[None if a is None else cupy.asarray(a) for a in p[:3]] for p in packs]
+                given = [pack.on_gpu(cupy) for pack in packs]
                 end = time.monotonic() + seconds
                 while counts[number] < 20 or time.monotonic() < end:
                     i = counts[number] % len(packs)
-                    found = maskq_cupy.get_attn_mask_q(
-                        *given[i], packs[i].kv_token_num, **packs[i].rule
-                    )
+                    found = maskq_cupy.get_attn_mask_q(*given[i].arguments(), **given[i].rule)
                     np.testing.assert_array_equal(cupy.asnumpy(found), expected[i])
                     counts[number] += 1
         except BaseException as error:
