@@ -8,8 +8,6 @@ from strategies import Pack, cuts, random_pack, random_rule
 
 from maskq_cupy import plan
 
-from maskq_cupy import plan
-
 SANITIZERS = [
     pytest.param(name, packs, id=name)
     for name, packs in [("plain", 300), ("address", 80), ("thread", 30)]
