@@ -351,6 +351,7 @@ def run_modified(executable, by):
     packs = [random_pack(rng, intervals=False) for _ in range(300)]
     judge(executable, [pack for pack in packs if is_modified(pack)], SECONDS)
     judge(executable, list(filter(is_modified, span_edges())), SECONDS)
+    judge(executable, list(filter(is_modified, span_edges())), SECONDS, large=True)
     judge(executable, list(filter(is_modified, large_packs())), SECONDS, large=True)
     if by != "plain":
         packs = [hostile_pack(rng, n, intervals=False) for n in TOKENS * 60]

@@ -104,6 +104,17 @@ def span_edges():
     few = np.append(few, few, axis=1) + warp
     few[::301, 0] -= warp
     yield Pack(cuts([900]), cuts([900]), None, 900, {"spans": few})
+    # Spans over the borders of sequences whose rows go on behind their keys.
+    for cut in (1, 3, 5):
+        q, k = cuts([9, 1, 20, 30]), cuts([5, 0, 7, 3])
+        spans = np.array([[0, cut], [cut, 9], [9, 15]])
+        rule = {"spans": spans, "window": (cut, 0)}
+        yield Pack(q, k, None, 20, rule | {"align": "top_left"})
+        yield Pack(q, k, None, 20, rule)
+    # The last column by itself in its step, or two of them; each alignment.
+    for n in (63, 64, 65, 66, 128, 129):
+        for _ in range(3):
+            yield Pack(cuts([n]), cuts([n]), None, n, {"chunk_size": 5})
     # Positions from -(2**31) to 2**31, where nothing may leave 32 bits.
     for rows in (2**31 - 1, 2**30, 5):
         for _ in range(40):
@@ -114,7 +125,9 @@ def span_edges():
 
 @pytest.mark.parametrize("sanitizer", ["plain", "address", "thread"])
 def test_span_edges(builds, sanitizer):
-    check(builds(sanitizer), list(span_edges())[:: 5 if sanitizer == "thread" else 1])
+    packs = list(span_edges())
+    check(builds(sanitizer), packs[:: 5 if sanitizer == "thread" else 1])
+    check(builds(sanitizer), packs[:: 5 if sanitizer == "thread" else 1], large=True)
 
 
 def test_reciprocals_divide_every_key():
