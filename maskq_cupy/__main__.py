@@ -25,9 +25,10 @@ from maskq_cupy.gpu import gpu_problem, require_cupy
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; return its exit code."""
     words = [*(sys.argv[1:] if argv is None else argv)]
-    if "--window" in words[:-1]:  # argparse takes a "-1,0" that is not joined to it for an option
-        i = words.index("--window")
-        words[i : i + 2] = [f"--window={words[i + 1]}"]
+    for option in ("--window", "--ids"):  # argparse takes a "-1,0" by itself for an option
+        if option in words[:-1]:
+            i = words.index(option)
+            words[i : i + 2] = [f"{option}={words[i + 1]}"]
     options = _parser().parse_args(words)
     return options.run(options)
 
@@ -44,11 +45,16 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="print the columns of a packed batch and draw its mask")
     show.set_defaults(run=_show)
     add = show.add_argument
-    add("--q-lens", type=_ints, required=True, metavar="3,2", help="query rows a sequence")
-    add("--k-lens", type=_ints, required=True, metavar="3,4", help="keys a sequence")
+    add("--q-lens", type=_ints, metavar="3,2", help="query rows a sequence")
+    add("--k-lens", type=_ints, metavar="3,4", help="keys a sequence")
+    add("--ids", type=_ints, metavar="7,7,9", help="instead: the document's id of each token")
     add("--window", type=_ints, metavar="128,0", help="LEFT,RIGHT of the diagonal, -1: unbounded")
-    add("--sinks", type=int, default=0, metavar="4", help="first keys seen left of the window too")
+    add("--chunk-size", type=int, metavar="8192", help="see the diagonal's chunk of keys alone")
+    add("--sinks", type=int, default=0, metavar="4", help="first keys seen left of these two too")
     add("--full", action="store_true", help="not causal")
+    add("--align", default="bottom_right", metavar="top_left", help="where the diagonal begins")
+    add("--causal-block", type=int, metavar="32", help="see all of the diagonal's block of keys")
+    add("--spans", type=_spans, metavar="2:5,6:8", help="keys of the pack seen whole, as images")
     add("--intervals", metavar="FILE.npy", help="int (Q, 2): the keys [start, end) of each row")
     add("--kv-token-num", type=int, metavar="N", help="columns in all, padding included")
     add(
@@ -70,6 +76,16 @@ def _ints(text: str) -> list[int]:
         return [int(word) for word in text.split(",")] if text else []
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected ints such as 3,2, got {text!r}") from None
+
+
+def _spans(text: str) -> list[list[int]]:
+    try:
+        spans = [[int(word) for word in pair.split(":")] for pair in text.split(",") if text]
+        if any(len(span) != 2 for span in spans):
+            raise ValueError
+        return spans
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected spans such as 2:5,6:8, got {text!r}") from None
 
 
 def _backend() -> tuple[str, Callable[..., np.ndarray]]:
@@ -118,11 +134,7 @@ def _show(options: argparse.Namespace) -> int:
     """Print and draw the mask; 2 and one line on stderr where the arguments are at fault."""
     headline, get_columns = _backend()
     try:
-        q_lens, k_lens = options.q_lens, options.k_lens
-        if len(q_lens) != len(k_lens) or min(q_lens + k_lens, default=0) < 0:
-            expected = "--q-lens and --k-lens must each have a length >= 0 for every sequence"
-            raise ValueError(f"{expected}, got {q_lens!s:.60} and {k_lens!s:.60}")
-        cu_seqlens_q, cu_seqlens_k = _pack(q_lens), _pack(k_lens)
+        cu_seqlens_q, cu_seqlens_k = _cu_seqlens(options)
         intervals = _load_intervals(options.intervals) if options.intervals else None
         columns = get_columns(
             cu_seqlens_q,
@@ -132,6 +144,10 @@ def _show(options: argparse.Namespace) -> int:
             causal=not options.full,
             window=None if options.window is None else tuple(options.window),
             num_sink_tokens=options.sinks,
+            align=options.align,
+            causal_block=options.causal_block,
+            chunk_size=options.chunk_size,
+            spans=options.spans,
         )
         beyond = None
         if intervals is not None:
@@ -157,6 +173,22 @@ def _show(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def _cu_seqlens(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Return the cuts of rows and of keys: from the ids of tokens, or from the lengths."""
+    q_lens, k_lens, ids = options.q_lens, options.k_lens, options.ids
+    if (ids is None) == (q_lens is None and k_lens is None):
+        raise ValueError("give --q-lens and --k-lens, or --ids")
+    if ids is not None:  # equal neighbours are one document
+        changes = np.flatnonzero(np.diff(ids)) + 1
+        cu_seqlens = np.array([0, *changes, *[len(ids)] * bool(ids)])
+        return cu_seqlens, cu_seqlens
+    q_lens, k_lens = q_lens or [], k_lens or []
+    if len(q_lens) != len(k_lens) or min(q_lens + k_lens, default=0) < 0:
+        expected = "--q-lens and --k-lens must each have a length >= 0 for every sequence"
+        raise ValueError(f"{expected}, got {q_lens!s:.60} and {k_lens!s:.60}")
+    return _pack(q_lens), _pack(k_lens)
 
 
 def _load_intervals(path: str) -> np.ndarray:

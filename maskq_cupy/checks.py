@@ -14,6 +14,7 @@ from maskq_cupy.facts import Facts, is_read_only_by_capsule
 from maskq_cupy.rule import INT32_MAX
 
 INDEX_DTYPES = ("int32", "int64")
+FLAG_DTYPES = ("bool", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))
 CU_SEQLENS = "int32 or int64 of shape (B + 1,)"
 INTERVALS = "int32 or int64 of shape (Q, 2) or (2 * Q,)"
 SPANS = "int32 or int64 of shape (S, 2)"
@@ -172,6 +173,16 @@ def check_parent_values(parent: np.ndarray) -> None:
             f"one's ancestors, got parent[{b}] = {parent[b]}, whose subtree ended before segment "
             f"{end} with parent[{end}] = {parent[end]}"
         )
+
+
+def full_form(segment_num: int) -> str:
+    return f"bool or any int dtype of shape (B,) = ({segment_num},)"
+
+
+def check_full_form(dtype: str, shape: Sequence[int], segment_num: int) -> None:
+    """Require flags, one a segment: bool or any int dtype."""
+    if dtype not in FLAG_DTYPES or tuple(shape) != (segment_num,):
+        raise form_error("full", full_form(segment_num), dtype, shape, FLAG_DTYPES)
 
 
 def check_spans_form(dtype: str, shape: Sequence[int]) -> int:

@@ -82,8 +82,9 @@ def packed_block_mask(
             sequence see nothing.
         kv_token_num: number of key columns N, as long as the key tensor.
         block_size: as in ``block_mask``.
-        **rule: ``causal``, ``window``, ``num_sink_tokens``, ``attn_mask_kv`` or ``validate``, as
-            in ``get_attn_mask_q``.
+        **rule: as in ``get_attn_mask_q``: ``causal``, ``window``, ``num_sink_tokens``, ``align``,
+            ``causal_block``, ``chunk_size``, ``spans``, ``attn_mask_kv`` or ``validate``. Arrays
+            are torch tensors on the same GPU.
 
     Three or four launches on torch's current stream; no synchronisation unless under
     ``validate=True``. Memory and errors are those of ``block_mask``.

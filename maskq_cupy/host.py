@@ -83,6 +83,13 @@ def host_parents(parent: Any, segment_num: int) -> np.ndarray:
     return parents
 
 
+def host_flags(full: Any, segment_num: int) -> np.ndarray:
+    """Check the form of a list or host array of flags; return which are set."""
+    array = host_array("full", full, checks.full_form(segment_num))
+    checks.check_full_form(str(array.dtype), array.shape, segment_num)
+    return array != 0
+
+
 def host_spans(spans: Any, column_num: int) -> np.ndarray:
     """Check the form and the values of a list or host array of spans; return it as (S, 2) int64."""
     array = host_array("spans", spans, checks.SPANS)

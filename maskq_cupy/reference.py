@@ -121,7 +121,12 @@ def _staircases(start_key: np.ndarray, end_key: np.ndarray) -> tuple[np.ndarray,
 
 
 def tree_attn_mask_q(
-    parent: Any, cu_seqlens_q: Any, cu_seqlens_k: Any, kv_token_num: int | None = None
+    parent: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    kv_token_num: int | None = None,
+    *,
+    full: Any = None,
 ) -> np.ndarray:
     """Return, for each key column of a packed forest of segments, the rows that see it.
 
@@ -136,6 +141,8 @@ def tree_attn_mask_q(
         cu_seqlens_k: int32 or int64, shape (B + 1,), non-decreasing from 0, on the host.
         kv_token_num: number of columns N; ``cu_seqlens_k[B]`` if None. Columns past the last
             segment are seen by nobody.
+        full: bool or any int dtype, shape (B,), on the host: the rows of a segment whose flag is
+            not 0 see all of its keys, not only those up to the diagonal.
 
     Returns:
         int32, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c is shown to
@@ -156,7 +163,11 @@ def tree_attn_mask_q(
     _, ute = _rule_columns(q, k, column, CAUSAL)
     # A last segment takes the padding columns: it ends where the rows end.
     row_ends = q[np.append(forest.subtree_ends(parents), len(parents))]
-    lts = row_ends[np.searchsorted(k[1:], column, side="right")]
+    segment = np.searchsorted(k[1:], column, side="right")
+    lts = row_ends[segment]
+    if full is not None:
+        flags = host.host_flags(full, len(parents))
+        ute = np.where(np.append(flags, False)[segment], q[segment], ute)
     return np.stack([lts, ute], axis=1).astype(np.int32)
 
 

@@ -13,6 +13,7 @@ def tree_attn_mask_q(
     cu_seqlens_k: Any,
     kv_token_num: int | None = None,
     *,
+    full: Any = None,
     out: Any = None,
     scratch: Any = None,
     stream: Any = None,
@@ -33,6 +34,8 @@ def tree_attn_mask_q(
         kv_token_num: number of columns N, at least ``cu_seqlens_k[B]``; columns past that are seen
             by nobody. If None it is taken from out, or from host input, or else read back from the
             GPU, which waits for it.
+        full: bool or any int dtype, shape (B,), on the GPU or the host with the rest: the rows of
+            a segment whose flag is not 0 see all of its keys, not only those up to the diagonal.
         out: int32, shape (N, 2) or (1, 1, N, 2), C-contiguous, on the GPU; is what is returned.
         scratch: any contiguous, 16-byte aligned GPU array of at least ``tree_scratch_nbytes(B)``
             bytes, which is 0 up to 16,384 segments; allocated if None. Needed in a graph
@@ -61,6 +64,8 @@ def tree_attn_mask_q(
            [0, 1, 2, 3, 4]], dtype=int32)
     """
     named = {"parent": parent, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    if full is not None:
+        named["full"] = full
     with Call(named, out, scratch, stream) as call:
         cuts, _, n = pack_of(call, asked_column_num(call, kv_token_num), validate)
         columns = call.columns(n)

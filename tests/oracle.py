@@ -94,7 +94,7 @@ def superset(q_lens, k_lens, intervals):
     return seen
 
 
-def tree_visible(parent, q_lens, k_lens):
+def tree_visible(parent, q_lens, k_lens, full=None):
     """Return the boolean (Q, N) matrix of a forest: does the row see the key? By its ancestors."""
     q_cuts, k_cuts = np.cumsum([0, *q_lens]), np.cumsum([0, *k_lens])
     seen = np.zeros((q_cuts[-1], k_cuts[-1]), bool)
@@ -102,7 +102,8 @@ def tree_visible(parent, q_lens, k_lens):
         for i in range(q_len):
             row = q_cuts[b] + i
             for j in range(kv_len):
-                seen[row, k_cuts[b] + j] = j < i + kv_len - q_len + 1
+                is_full = full is not None and full[b] != 0
+                seen[row, k_cuts[b] + j] = is_full or j < i + kv_len - q_len + 1
             ancestor = parent[b]
             while ancestor != -1:
                 seen[row, k_cuts[ancestor] : k_cuts[ancestor + 1]] = True

@@ -51,6 +51,10 @@ def test_show_prints_table_and_drawing(no_gpu, capsys):
         ("--window=1,0 --sinks 2", {"window": (1, 0), "num_sink_tokens": 2}),
         ("--full", {"causal": False}),
         ("--full --window 1,-1", {"causal": False, "window": (1, -1)}),
+        ("--align top_left", {"align": "top_left"}),
+        ("--causal-block 3", {"causal_block": 3}),
+        ("--chunk-size 4 --sinks 1", {"chunk_size": 4, "num_sink_tokens": 1}),
+        ("--spans 1:3,8:11 --window 1,0", {"spans": [[1, 3], [8, 11]], "window": (1, 0)}),
         ("--kv-token-num 15", {"kv_token_num": 15}),
     ],
 )
@@ -59,6 +63,16 @@ def test_show_passes_every_rule_on(no_gpu, capsys, options, rule):
     code, out, _ = run(capsys, *argv)
     assert code == 0
     expected = reference.get_attn_mask_q([0, 4, 4, 10], [0, 5, 7, 13], **rule)
+    assert printed_columns(out) == [*map(tuple, expected.tolist())]
+
+
+@pytest.mark.parametrize(
+    ("ids", "cu"), [("7,7,9", [0, 2, 3]), ("-1,0,0,-1", [0, 1, 3, 4]), ("5", [0, 1]), ("", [0])]
+)
+def test_show_takes_ids(no_gpu, capsys, ids, cu):
+    code, out, err = run(capsys, "show", "--ids", ids, "--full")
+    assert (code, err) == (0, "")
+    expected = reference.get_attn_mask_q(cu, cu, causal=False)
     assert printed_columns(out) == [*map(tuple, expected.tolist())]
 
 
@@ -96,6 +110,15 @@ def test_show_draws_tiles(no_gpu, capsys, tiles, first_line):
         ("--q-lens 3 --k-lens 3 --window 1,1", "(1, 1)"),
         ("--q-lens 3 --k-lens 3 --sinks 4", "num_sink_tokens"),
         ("--q-lens 3 --k-lens 3 --sinks x", "--sinks"),
+        ("--q-lens 3 --k-lens 3 --chunk-size 0", "chunk_size"),
+        ("--q-lens 3 --k-lens 3 --causal-block 2 --full", "causal_block"),
+        ("--q-lens 3 --k-lens 3 --align left", "align"),
+        ("--q-lens 3 --k-lens 3 --spans 2:4", "spans"),
+        ("--q-lens 3 --k-lens 3 --spans 2-4", "'2-4'"),
+        ("--q-lens 3 --k-lens 3 --spans 1:2:3", "'1:2:3'"),
+        ("--ids 1,x", "'1,x'"),
+        ("--ids 1,1 --k-lens 2", "--ids"),
+        ("", "--ids"),
         ("--q-lens 3 --k-lens 3 --kv-token-num 2", "kv_token_num"),
         ("--q-lens 3 --k-lens 3 --tiles 0", "block_size"),
         ("--q-lens 3 --k-lens 3 --tiles 1,2,3", "block_size"),

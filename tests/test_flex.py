@@ -21,6 +21,9 @@ PACKS = {
     "sliding window": ([300, 84], [300, 84], {"window": (100, 0)}),
     "cached prefix": ([64, 1, 130], [300, 129, 130], {}),
     "full": ([120, 90], [200, 33], {"causal": False}),
+    "chunks": ([300, 84], [300, 84], {"chunk_size": 128, "num_sink_tokens": 1}),
+    "blocks from the top left": ([100, 90], [200, 90], {"causal_block": 32, "align": "top_left"}),
+    "images": ([250, 150], [250, 150], {"spans": [[20, 200], [240, 300]], "window": (64, 0)}),
 }
 
 
@@ -162,6 +165,8 @@ def packed_mask(name, **options):
     else:
         q_lens, k_lens, rule = PACKS[name]
         q, k = (torch.as_tensor(cuts(lens), device="cuda") for lens in (q_lens, k_lens))
+        if "spans" in rule:
+            rule = rule | {"spans": torch.as_tensor(rule["spans"], device="cuda")}
         total = sum(q_lens), sum(k_lens)
     return flex.packed_block_mask(q, k, *total, **rule, **options)
 
