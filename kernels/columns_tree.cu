@@ -4,7 +4,8 @@
 // sees the keys of its own segment up to the diagonal, and all keys of its segment's ancestors.
 // The rows that see a key of segment b are those of its subtree, which lie in a row:
 //
-//     UTE = q_end - clip(keys_after + 1, 0, q_len)     as in the causal rule (columns_rule.cu)
+//     UTE = q_end - clip(keys_after + 1, 0, q_len)     as in the causal rule (columns_rule.cu);
+//           q_start, where the segment sees all of itself
 //     LTS = the row end of b's subtree                 (tree.cuh)
 //
 //     segments 0, 1, 2 of     column   0  1  2  3  4
@@ -59,15 +60,33 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void segment_minima(
     if (lane == 0) minima[segments.level_1.num + blockIdx.x] = least;
 }
 
+// Which segments see all of themselves: a flag each, of 1, 2, 4 or 8 bytes.
+struct Flags {
+    const unsigned char* first;  // null where none does
+    unsigned nbytes;             // of a flag
+
+    // Returns not 0 where the flag is not.
+    __device__ unsigned operator[](unsigned b) const
+    {
+        const unsigned char* flag = first + (unsigned long long)b * nbytes;
+        if (nbytes == 1) return *flag;
+        if (nbytes == 2) return *reinterpret_cast<const unsigned short*>(flag);
+        const unsigned* words = reinterpret_cast<const unsigned*>(flag);
+        return nbytes == 4 ? words[0] : words[0] | words[1];
+    }
+};
+
 // A thread's segment as it is read. Nothing is computed of it at once: that would wait for it.
 struct Own {
     unsigned b, kv_start, kv_end, q_start, q_end;
     int parent;
+    unsigned flag;
 };
 
 struct Forest {
     Pack pack;
     Segments segments;
+    Flags full;
 
     // Reads segment b; from `batch` on there is the padding, of which each ends its own subtree.
     __device__ Own load(unsigned b) const
@@ -75,7 +94,8 @@ struct Forest {
         unsigned at = min(b, pack.batch), next = min(b + 1, pack.batch);
         int parent = b < pack.batch ? segments.parents[b] : -1;
         unsigned kv_end = b < pack.batch ? pack.k[next] : NO_END;
-        return {b, pack.k[at], kv_end, pack.q[at], pack.q[next], parent};
+        unsigned flag = full.first && b < pack.batch ? full[b] : 0;
+        return {b, pack.k[at], kv_end, pack.q[at], pack.q[next], parent, flag};
     }
 
     // Returns a window's first segment such that the column's is in the window. A whole block.
@@ -97,7 +117,9 @@ struct Forest {
 
 struct __align__(16) Segment {
     unsigned end;  // of its keys
-    unsigned q_end, q_len;
+    // UTE = ute_end - min(keys_after + 1, ute_len): the segment's last row end and its rows; where it
+    // sees all of itself, its first row and 0.
+    unsigned ute_end, ute_len;
     unsigned row_end;  // of its subtree
 };
 
@@ -105,6 +127,7 @@ struct __align__(16) Segment {
 struct Window {
     Segment at[BLOCK_THREADS];
     int parent[BLOCK_THREADS];
+    unsigned q_end[BLOCK_THREADS];
     unsigned begins[WARPS + 1];   // the segments of the warps' first columns, and of the next block's
     unsigned start;               // of the first segment's keys
     unsigned has_far;             // whether the end of some subtree is far
@@ -130,8 +153,11 @@ struct TreeBlock {
     // Puts the threads' segments into the window.
     __device__ void stage(const Own& own) const
     {
-        window.at[threadIdx.x] = {own.kv_end, own.q_end, own.q_end - own.q_start, own.q_end};
+        bool is_full = own.flag != 0;
+        unsigned ute_end = is_full ? own.q_start : own.q_end, ute_len = ute_end - own.q_start;
+        window.at[threadIdx.x] = {own.kv_end, ute_end, ute_len, own.q_end};
         window.parent[threadIdx.x] = own.parent;
+        window.q_end[threadIdx.x] = own.q_end;
         // Each warp's first column is one segment's. Of cuts that are any bits it is some segment's too:
         // the first begins in front of all, and the last ends behind all.
         unsigned start = own.kv_start, end = own.kv_end;
@@ -169,7 +195,7 @@ struct TreeBlock {
         }
         // The last of the subtree is in front of the first with a parent below.
         unsigned last = (warp + run) * RUN + (unsigned)__ffs((int)hits) - 2;
-        if (hits != 0) window.at[threadIdx.x].row_end = window.at[last].q_end;
+        if (hits != 0) window.at[threadIdx.x].row_end = window.q_end[last];
         bool is_far = is_asked && hits == 0;
         if (is_far) atomicOr(&window.has_far, 1u);
         return is_far;
@@ -228,8 +254,8 @@ struct TreeBlock {
                     if (window.at[lo].end <= column + i) find(lo, hi, column + i);
                     own = window.at[lo];
                 }
-                unsigned rows_from_ute = min(own.end - (column + i), own.q_len);
-                pair[i] = make_int2((int)own.row_end, (int)(own.q_end - rows_from_ute));
+                unsigned rows_from_ute = min(own.end - (column + i), own.ute_len);
+                pair[i] = make_int2((int)own.row_end, (int)(own.ute_end - rows_from_ute));
             }
             store_due(tile.columns, column, has[0], has[1], pair[0], pair[1]);
         }
@@ -245,6 +271,8 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, BLOCKS_AT_ONCE) void colu
     const int* parent,             // (batch,) words of stride parent_stride
     unsigned parent_stride,
     const int* minima,             // by segment_minima, or null where it is not launched
+    const unsigned char* full,     // (batch,) flags of full_nbytes, or null where none is set
+    unsigned full_nbytes,          // 1, 2, 4 or 8
     int2* columns,                 // (column_num,) of (LTS, UTE)
     unsigned column_num,           // in [1, INT32_MAX]
     unsigned steps,                // pairs a thread
@@ -253,7 +281,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, BLOCKS_AT_ONCE) void colu
     __shared__ Window window;
     Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
     Segments segments = segments_of(parent, parent_stride, batch, minima);
-    Forest forest = {pack, segments};
+    Forest forest = {pack, segments, {full, full_nbytes}};
     bool is_searched = batch > MOST_GUESSED;
     unsigned first = forest.guess(segments_a_block);
     Own own = {};

@@ -43,6 +43,8 @@ def pack_of(
     intervals = _intervals(inputs["attn_mask_kv"]) if "attn_mask_kv" in inputs else None
     if "parent" in inputs:
         _check_parents(inputs["parent"], k)
+        if "full" in inputs:
+            _check_full(inputs["full"], k)
     if "spans" in inputs and not is_on_host:
         _check_spans(inputs["spans"])
     if column_num is None:
@@ -77,6 +79,11 @@ def _check_parents(parents: Facts, k: Facts) -> None:
     checks.check_contiguous("parent", parents)
 
 
+def _check_full(full: Facts, k: Facts) -> None:
+    checks.check_full_form(full.dtype, full.shape, k.shape[0] - 1)
+    checks.check_contiguous("full", full)
+
+
 def _check_spans(spans: Facts) -> None:
     checks.check_spans_form(spans.dtype, spans.shape)
     checks.check_contiguous("spans", spans)
@@ -98,7 +105,10 @@ def _upload(call: Call, column_num: int | None) -> int:
     if batch.attn_mask_kv is not None:
         parts["attn_mask_kv"] = batch.attn_mask_kv
     if "parent" in named:
-        parts["parent"] = host.host_parents(named["parent"], len(batch.cu_seqlens_k) - 1)
+        segment_num = len(batch.cu_seqlens_k) - 1
+        parts["parent"] = host.host_parents(named["parent"], segment_num)
+        if "full" in named:
+            parts["full"] = host.host_flags(named["full"], segment_num).astype(np.int64)
     if "spans" in named:
         parts["spans"] = host.host_spans(named["spans"], batch.column_num)
     call.upload(parts)
@@ -118,6 +128,12 @@ def spans_of(call: Call) -> plan.Spans:
     if spans is None:
         return plan.NO_SPANS
     return plan.Spans(spans.pointer, stride(spans), math.prod(spans.shape) // 2)
+
+
+def flags_of(call: Call) -> tuple[int, int]:
+    """Return where the flags of segments are and the bytes of one: 0 and 1 where there are none."""
+    full = call.inputs.get("full")
+    return (0, 1) if full is None else (full.pointer, full.nbytes // max(full.shape[0], 1))
 
 
 def _check_values(call: Call, column_num: int, intervals: plan.Intervals | None) -> None:

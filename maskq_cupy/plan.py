@@ -197,11 +197,18 @@ def _minima_blocks(segment_num: int) -> int:
 
 
 def tree_launches(
-    cuts: Cuts, parent: Any, parent_stride: int, columns: Any, column_num: int, scratch: Any
+    cuts: Cuts,
+    parent: Any,
+    parent_stride: int,
+    columns: Any,
+    column_num: int,
+    scratch: Any,
+    full: Any = 0,
+    full_nbytes: int = 1,
 ) -> tuple[Launch, ...]:
     """Return the launches that write the columns of a tree; column_num is at least 1.
 
-    One where the segments are few; it needs no scratch.
+    One where the segments are few; it needs no scratch. full: flags of full_nbytes each, or 0.
     """
     segment_num = cuts.batch
     # Where segments are short, those of a block's columns would be more than its window holds.
@@ -210,6 +217,7 @@ def tree_launches(
     is_few = segment_num <= compiler.SIZES.few_segments
     tree = launch_of("columns_tree")(
         grid, *cuts, parent=parent, parent_stride=parent_stride, minima=0 if is_few else scratch,
+        full=full, full_nbytes=full_nbytes,
         columns=columns, column_num=column_num, steps=steps,
         segments_a_block=min((segment_num << 16) // grid, 2**32 - 1), overlap=not is_few,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from typing import Any
 
 from maskq_cupy import plan
 from maskq_cupy.call import Call
-from maskq_cupy.pack import asked_column_num, pack_of, stride
+from maskq_cupy.pack import asked_column_num, flags_of, pack_of, stride
 
 
 def tree_attn_mask_q(
@@ -72,7 +72,7 @@ def tree_attn_mask_q(
         if n:
             parents = call.inputs["parent"]
             minima = call.scratch(plan.tree_scratch_nbytes(parents.shape[0]))
-            call.run(
-                *plan.tree_launches(cuts, parents.pointer, stride(parents), columns, n, minima)
-            )
+            of_parents = parents.pointer, stride(parents)
+            flags = flags_of(call)
+            call.run(*plan.tree_launches(cuts, *of_parents, columns, n, minima, *flags))
         return call.out

@@ -256,7 +256,14 @@ MUTANTS = [
     Mutant(TREE, "own.end <= column + i && lo < hi", "own.end < column + i && lo < hi", "bound"),
     Mutant(TREE, "own.end <= column + i && lo < hi", "own.end <= column + i", "clip", "address"),
     Mutant(TREE, "if (window.at[lo].end <= column + i) find", "if (false) find", "empties"),
-    Mutant(TREE, "min(own.end - (column + i), own.q_len)", "(own.end - (column + i))", "clip"),
+    Mutant(TREE, "min(own.end - (column + i), own.ute_len)", "(own.end - (column + i))", "clip"),
+    Mutant(TREE, "(unsigned long long)b * nbytes", "(unsigned long long)b", "flags"),
+    Mutant(TREE, "if (nbytes == 2) return *reinterpret_cast<const unsigned short*>(flag);", "if (nbytes == 2) return *flag;", "flags"),
+    Mutant(TREE, "nbytes == 4 ? words[0] : words[0] | words[1]", "words[0]", "flags"),
+    Mutant(TREE, "nbytes == 4 ? words[0] : words[0] | words[1]", "words[0] | words[1]", "flags", "address"),
+    Mutant(TREE, "full.first && b < pack.batch ? full[b] : 0", "full.first ? full[b] : 0", "clip", "address"),
+    Mutant(TREE, "is_full ? own.q_start : own.q_end", "own.q_end", "flags"),
+    Mutant(TREE, "row_end = window.q_end[last];", "row_end = window.at[last].ute_end;", "flags"),
     Mutant(TREE, "column, has[0], has[1], pair", "column, true, has[1], pair", "head"),
     Mutant(TREE, "column, has[0], has[1], pair", "column, has[0], true, pair", "tail", "address"),
     Mutant(TREE, "window.start <= span.first && span.first < end", "span.first < end", "held"),
@@ -367,7 +374,7 @@ def is_modified(pack):
 
 def run_trees(executable, by):
     rng = np.random.default_rng(0)
-    test_tree.check(executable, [test_tree.random_tree(rng, 600) for _ in range(60)], SECONDS)
+    test_tree.check(executable, [test_tree.random_full_tree(rng, 600) for _ in range(60)], SECONDS)
     edges = list(test_tree.level_edges())
     test_tree.check(executable, edges[::5] if by == "thread" else edges, SECONDS)
     test_tree.check(executable, list(test_tree.far_from_even()), SECONDS)

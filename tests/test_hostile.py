@@ -97,13 +97,16 @@ def misled_searches():
 
 
 def hostile_tree(rng, tokens, few_segments):
-    """Return parents, cuts of rows and of columns, and a number of columns.
+    """Return parents, cuts of rows and of columns, a number of columns, and flags or None.
 
     The segments are `few_segments`, whose minima no launch makes, or more or fewer.
     """
     num = int(rng.choice([0, 1, 31, 33, few_segments, few_segments + 1, 1025, tokens]))
     q, k = (hostile_cuts(rng, num, int(rng.integers(0, tokens + 1))) for _ in range(2))
-    return hostile_parents(rng, num), q, k, int(rng.integers(1, tokens + 1))
+    full = None
+    if rng.random() < 0.5:
+        full = random_bits(rng, num, rng.choice([np.uint8, np.int16, np.int32, np.int64]))
+    return hostile_parents(rng, num), q, k, int(rng.integers(1, tokens + 1)), full
 
 
 def hostile_parents(rng, num):
@@ -277,12 +280,12 @@ def test_guards_of_gpu_memory():
 
 def call_guarded(empty, function, given, out, scratch_nbytes=None, odd=False, **options):
     """Call a function of the package with all its arrays between guards; None stays None."""
-    arrays = [*given, options.get("spans"), out]
+    arrays = [*given, options.get("spans"), options.get("full"), out]
     nbytes = sum(0 if a is None else a.nbytes for a in arrays) + (scratch_nbytes or 0)
     guarded = Guarded(empty(nbytes + (len(arrays) + 3) * GUARD_BYTES, np.uint8))
     given = [None if a is None else guarded.array(a, odd) for a in given]
-    if "spans" in options:
-        options["spans"] = guarded.array(options["spans"], odd)
+    for name in {"spans", "full"} & {*options}:
+        options[name] = guarded.array(options[name], odd)
     options["out"] = guarded.array(out, odd, is_written=True)
     if scratch_nbytes is not None:
         options["scratch"] = guarded.array(np.zeros(scratch_nbytes, np.uint8), is_written=True)
@@ -314,10 +317,11 @@ def test_on_the_gpu():
 @pytest.mark.gpu
 def test_trees_on_the_gpu():
     for empty, rng, tokens, odd in on_the_gpu(2000):
-        *given, column_num = hostile_tree(rng, tokens, compiler.SIZES.few_segments)
+        *given, column_num, full = hostile_tree(rng, tokens, compiler.SIZES.few_segments)
         scratch_nbytes = maskq_cupy.tree_scratch_nbytes(len(given[0]))
         out = np.full((column_num, 2), -77, np.int32)
-        call_guarded(empty, maskq_cupy.tree_attn_mask_q, given, out, scratch_nbytes, odd)
+        more = {} if full is None else {"full": full}
+        call_guarded(empty, maskq_cupy.tree_attn_mask_q, given, out, scratch_nbytes, odd, **more)
 
 
 @pytest.mark.gpu

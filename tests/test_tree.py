@@ -17,6 +17,23 @@ needs_gxx = pytest.mark.skipif(not emulator.available(), reason="g++ is not inst
 EXAMPLE = Path(__file__).parent.parent / "examples" / "rl_prefix_tree.py"
 
 
+FLAGS = ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8")
+
+
+def random_flags(rng, num):
+    """Return flags of any dtype, half of them set: any one bit of each."""
+    dtype = np.dtype(rng.choice(FLAGS))
+    bit = rng.integers(0, 8 * dtype.itemsize, num).astype(np.uint64)
+    flags = np.where(rng.random(num) < 0.5, np.uint64(1) << bit, np.uint64(0))
+    return flags != 0 if dtype.kind == "b" else flags.astype(f"u{dtype.itemsize}").view(dtype)
+
+
+def random_full_tree(rng, tokens):
+    """Return a random forest, half of them with segments that see all of themselves."""
+    tree = random_tree(rng, tokens)
+    return *tree, random_flags(rng, len(tree[0])) if rng.random() < 0.5 else None
+
+
 def random_tree(rng, tokens, dtype=None):
     """Return parent, cu_seqlens_q, cu_seqlens_k and kv_token_num of a random forest."""
     q_lens, k_lens = random_lengths(rng, int(rng.integers(0, tokens + 1)))
@@ -39,7 +56,11 @@ def test_worked_values():
     # A cached prompt: keys and no rows; behind it padding.
     columns = reference.tree_attn_mask_q([-1, 0, 0], [0, 0, 1, 2], [0, 2, 3, 4], 5)
     np.testing.assert_array_equal(columns.T, [[2, 2, 1, 2, 2], [0, 0, 0, 1, 2]])
-    assert reference.tree_attn_mask_q([], [0], [0]).shape == (0, 2)
+    assert reference.tree_attn_mask_q([], [0], [0], full=[]).shape == (0, 2)
+    # The prompt and the first answer see all of themselves.
+    cu = [0, 2, 4, 6]
+    columns = reference.tree_attn_mask_q([-1, 0, 0], cu, cu, full=[True, True, False])
+    np.testing.assert_array_equal(columns.T, [[6, 6, 4, 4, 6, 6], [0, 0, 2, 2, 4, 5]])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -48,8 +69,9 @@ def test_shows_each_row_its_segment_and_its_ancestors(seed):
     for _ in range(150):
         q_lens, k_lens = (a.tolist() for a in random_lengths(rng, int(rng.integers(0, 40))))
         parent = random_parents(rng, len(k_lens)).tolist()
-        columns = reference.tree_attn_mask_q(parent, cuts(q_lens), cuts(k_lens))
-        seen = oracle.tree_visible(parent, q_lens, k_lens)
+        full = random_flags(rng, len(k_lens)) if rng.random() < 0.5 else None
+        columns = reference.tree_attn_mask_q(parent, cuts(q_lens), cuts(k_lens), full=full)
+        seen = oracle.tree_visible(parent, q_lens, k_lens, full)
         shown = oracle.shown(columns, sum(q_lens))
         np.testing.assert_array_equal(shown, seen, err_msg=f"{parent} {q_lens} {k_lens}")
         assert (columns[:, 1] <= columns[:, 0]).all()
@@ -103,9 +125,32 @@ BAD = [
     ([-2, 0], ValueError, "parent must hold -1 or a segment before its child, got parent[0] = -2"),
     ([-1], ValueError, "parent must be int32 or int64 of shape (B,) = (2,), got int64 of shape (1"),
     ([-1.0, 0.0], TypeError, "parent must be int32 or int64 of shape (B,) = (2,), got float64 of"),
-    (None, TypeError, "parent must hold ints below 2**63, got None"),
+    (None, TypeError, "parent must be int32 or int64 of shape (B,) = (2,), got None"),
 ]
 BAD_ORDER = "got parent[3] = 0, whose subtree ended before segment 2 with parent[2] = -1"
+
+
+FULL_FORM = "full must be bool or any int dtype of shape (B,) = (2,)"
+BAD_FULL = [
+    (
+        [1],
+        ValueError,
+        f"{FULL_FORM}, got int64 of shape (1,)",
+    ),
+    (
+        [1.0, 0],
+        TypeError,
+        f"{FULL_FORM}, got float64 of shape (2,)",
+    ),
+    ("no", TypeError, f"{FULL_FORM}, got str"),
+]
+
+
+@pytest.mark.parametrize(("full", "kind", "message"), BAD_FULL)
+def test_bad_flags(full, kind, message):
+    with pytest.raises(kind) as raised:
+        reference.tree_attn_mask_q([-1, 0], [0, 1, 2], [0, 1, 2], full=full)
+    assert str(raised.value).startswith(message)
 
 
 @pytest.mark.parametrize(("parent", "kind", "message"), BAD)
@@ -127,7 +172,7 @@ FEW_SEGMENTS = emulator.SIZES.few_segments
 
 
 @emulator.planning()
-def add_call(script, parent, q, k, n, misaligned=False, large=False):
+def add_call(script, parent, q, k, n, full=None, *, misaligned=False, large=False):
     """Add a call in buffers of exactly the contract's size, if it is due.
 
     If large, its launches are what the plan makes of packs too large for the CPU.
@@ -145,6 +190,7 @@ def add_call(script, parent, q, k, n, misaligned=False, large=False):
         columns,
         n,
         script.buffer(np.full(nbytes, 0x5A, np.uint8)),
+        *((0, 1) if full is None else (script.buffer(full), full.itemsize)),
     )
     add_launches(script, launches, 0, n, large)
     script.read(columns)
@@ -154,7 +200,10 @@ def add_call(script, parent, q, k, n, misaligned=False, large=False):
 def run(executable, trees, timeout=240):
     """Return the columns of each tree, all of them computed in one process."""
     script = emulator.Script()
-    due = [add_call(script, *tree, i % 3 == 2, i % 2 == 1) for i, tree in enumerate(trees)]
+    due = [
+        add_call(script, *tree, misaligned=i % 3 == 2, large=i % 2 == 1)
+        for i, tree in enumerate(trees)
+    ]
     results = iter(script.run(executable, timeout))
     return [next(results) if is_due else np.empty((0, 2), np.int32) for is_due in due]
 
@@ -162,7 +211,7 @@ def run(executable, trees, timeout=240):
 def check(executable, trees, timeout=240):
     """Require of each tree the reference's columns."""
     for tree, result in zip(trees, run(executable, trees, timeout), strict=True):
-        expected = reference.tree_attn_mask_q(*tree)
+        expected = reference.tree_attn_mask_q(*tree[:4], full=tree[4] if tree[4:] else None)
         np.testing.assert_array_equal(result, expected, err_msg=repr(tree))
 
 
@@ -170,7 +219,7 @@ def check(executable, trees, timeout=240):
 @pytest.mark.parametrize(("sanitizer", "count"), [("plain", 300), ("address", 80), ("thread", 30)])
 def test_kernel_on_random_trees(builds, sanitizer, count):
     rng = np.random.default_rng(8)
-    check(builds(sanitizer), [random_tree(rng, 600) for _ in range(count)])
+    check(builds(sanitizer), [random_full_tree(rng, 600) for _ in range(count)])
 
 
 def level_edges():
@@ -192,7 +241,8 @@ def level_edges():
             tokens = np.zeros(num, int)
             tokens[rng.integers(0, num, 40)] = 3  # most are empty, and reached past all the same
             sparse = cuts(tokens)
-            yield parent.astype(np.int32), ones, sparse, int(sparse[-1])
+            flags = random_flags(rng, num) if num % 2 else None
+            yield parent.astype(np.int32), ones, sparse, int(sparse[-1]), flags
             if num < 2000:
                 yield parent.astype(np.int64), sparse, ones, num + 3
 
@@ -213,7 +263,8 @@ def far_from_even():
         few[[num // 3, num // 3 + 1, num - 1]] = 700  # the others are empty
         for lens in (np.sort(long), -np.sort(-long), long, few, 3000 * (np.arange(num) == 0)):
             q, k = cuts(rng.permutation(lens)), cuts(lens)
-            yield parent, q, k, int(k[-1]) + int(rng.choice([0, 5, 2000]))
+            n = int(k[-1]) + int(rng.choice([0, 5, 2000]))
+            yield parent, q, k, n, random_flags(rng, num)
 
 
 @needs_gxx
@@ -238,13 +289,15 @@ def test_kernel_on_parents_in_any_order(builds):
 # GPU
 
 
-def check_gpu(cupy, parent, q, k, n):
+def check_gpu(cupy, parent, q, k, n, full=None):
     given = [cupy.asarray(a) for a in (parent, q, k)]
-    result = maskq_cupy.tree_attn_mask_q(*given, n)
+    flags = None if full is None else cupy.asarray(full)
+    result = maskq_cupy.tree_attn_mask_q(*given, n, full=flags)
     assert type(result) is cupy.ndarray
     assert (result.dtype, result.flags.c_contiguous) == (np.int32, True)
-    expected = reference.tree_attn_mask_q(parent, q, k, n)
-    np.testing.assert_array_equal(cupy.asnumpy(result), expected, err_msg=f"{parent} {q} {k} {n}")
+    expected = reference.tree_attn_mask_q(parent, q, k, n, full=full)
+    message = f"{parent} {q} {k} {n} {full}"
+    np.testing.assert_array_equal(cupy.asnumpy(result), expected, err_msg=message)
 
 
 @pytest.mark.gpu
@@ -252,7 +305,7 @@ def check_gpu(cupy, parent, q, k, n):
 def test_gpu_equals_reference(cupy, seed):
     rng = np.random.default_rng(seed + 30)
     for _ in range(100):
-        check_gpu(cupy, *random_tree(rng, int(rng.choice([50, 600, 5000, 40000]))))
+        check_gpu(cupy, *random_full_tree(rng, int(rng.choice([50, 600, 5000, 40000]))))
 
 
 @pytest.mark.gpu
@@ -278,6 +331,8 @@ def test_gpu_many_segments(cupy, num):
         q_lens = np.minimum(k_lens, rng.integers(0, 20, num))
         k = cuts(k_lens)
         check_gpu(cupy, parent.astype(np.int32), cuts(q_lens), k, int(k[-1]) + 5)
+        flags = random_flags(rng, num)
+        check_gpu(cupy, parent.astype(np.int32), cuts(q_lens), k, int(k[-1]) + 5, flags)
 
 
 @pytest.mark.gpu
