@@ -63,8 +63,6 @@ def check_intervals_given(attn_mask_kv: object) -> None:
 
 def check_token_num(value: object, name: str = "kv_token_num") -> int:
     """Require an int in [0, 2**31 - 1]; return it."""
-    if type(value) is int and 0 <= value <= INT32_MAX:
-        return value
     return check_int(value, name, expected="an int or None")
 
 
@@ -73,6 +71,8 @@ def check_int(value: object, name: str, lowest: int = 0, expected: str = "an int
 
     While torch traces, its symbolic ints stand for any.
     """
+    if type(value) is int and lowest <= value <= INT32_MAX:
+        return value  # by far the most: at once
     if not is_int(value):
         wait = ": give an int: int(x) of a GPU array waits" if hasattr(value, "shape") else ""
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}{wait}")
@@ -221,14 +221,17 @@ def check_target(name: str, target: Facts, alignment: int, inputs: dict[str, Fac
         _check_writable(name, target)
     if target.pointer % alignment:
         check_aligned(name, target, alignment)
-    forbid_overlap(name, target, inputs.values())
+    start, end = target.pointer, target.pointer + target.nbytes
+    for other in inputs.values():
+        if other.pointer < end and start < other.pointer + other.nbytes:
+            forbid_overlap(name, target, [other])
 
 
 def _check_writable(name: str, target: Facts) -> None:
     """Require that nothing says of an array that it is read-only, its DLPack capsule neither."""
-    value = target.value if target.stream is not None else target.value[0]
-    if not target.writable or (target.stream is None and is_read_only_by_capsule(value)):
-        raise ValueError(f"{name} must be writable, got a read-only {type(value).__name__}")
+    by_dlpack = target.stream is None
+    if not target.writable or (by_dlpack and is_read_only_by_capsule(target.value)):
+        raise ValueError(f"{name} must be writable, got a read-only {type(target.value).__name__}")
 
 
 def check_scratch(memory: Facts, nbytes: int) -> None:
