@@ -35,7 +35,7 @@ __device__ void store_four(int* staircase, unsigned row, unsigned row_num, const
 // Scans the edges of a group's tiles across the group, a warp each way, WARP_THREADS tiles a step.
 __device__ void link_tiles(const Staircases& stairs, unsigned first_tile, unsigned tile_end)
 {
-    unsigned lane = threadIdx.x % WARP_THREADS, warp = warp_of_block();
+    unsigned lane = threadIdx.x % WARP_THREADS, warp = warp_index();
     if (warp == 0) {
         int so_far = -1;
         for (unsigned step = first_tile; step < tile_end; step += WARP_THREADS) {
@@ -213,7 +213,7 @@ __device__ void find_near(
         return;
     }
 #pragma unroll 1
-    for (unsigned job = warp_of_block(); job < 4; job += WARPS) {
+    for (unsigned job = warp_index(); job < 4; job += WARPS) {
         int column = job / 2 ? span.last : span.first;
         unsigned found = job % 2 ? low.tile_of(column) : up.tile_of(column);
         if (threadIdx.x % WARP_THREADS == 0) near[job] = found;
@@ -235,8 +235,8 @@ __device__ void write_columns(
         put_four(shared.lts + own, {});
         __syncthreads();
         const unsigned (&near)[4] = shared.near[tile % 2];
-        ColumnTile by_ends = {span.first, span.last, of_warp(near[0]), of_warp(near[2])};
-        ColumnTile by_starts = {span.first, span.last, of_warp(near[1]), of_warp(near[3])};
+        ColumnTile by_ends = {span.first, span.last, warp_uniform(near[0]), warp_uniform(near[2])};
+        ColumnTile by_starts = {span.first, span.last, warp_uniform(near[1]), warp_uniform(near[3])};
         if (by_ends.is_near()) mark_steps(up, by_ends, shared.ute);
         if (by_starts.is_near()) mark_steps(low, by_starts, shared.lts);
         if (tile + 1 < tile_end)  // here, so that nobody waits for its loads

@@ -48,13 +48,13 @@ struct RuleColumns {
         return {kv_end, pack.q[next], pack.q[b], pack.k[b]};
     }
 
-    __device__ Sequence of_lane(const Sequence& own, unsigned lane) const
+    __device__ Sequence warp_shuffle(const Sequence& sequence, unsigned lane) const
     {
         return {
-            __shfl_sync(FULL_MASK, own.end, lane),
-            __shfl_sync(FULL_MASK, own.q_end, lane),
-            __shfl_sync(FULL_MASK, own.q_start, lane),
-            rule.sinks > 0 ? __shfl_sync(FULL_MASK, own.kv_start, lane) : 0};
+            __shfl_sync(FULL_MASK, sequence.end, lane),
+            __shfl_sync(FULL_MASK, sequence.q_end, lane),
+            __shfl_sync(FULL_MASK, sequence.q_start, lane),
+            rule.sinks > 0 ? __shfl_sync(FULL_MASK, sequence.kv_start, lane) : 0};
     }
 
     // Returns (LTS, UTE) of a column of the sequence.
@@ -70,29 +70,29 @@ struct RuleColumns {
 };
 
 // Writes the warp's columns.
-__device__ void write_tile(const RuleColumns& rule_columns, const Tile& tile)
+__device__ void write_tile(const RuleColumns& rule_columns, const WarpTile& tile)
 {
     SequenceWindow<RuleColumns> window(rule_columns);
-    window.range = sequences_of_block(rule_columns, tile.of_block);
+    window.range = block_narrow_sequences(rule_columns, tile.block_columns);
     unsigned start = tile.start, lead = tile.lead, lane = threadIdx.x % WARP_THREADS;
-    unsigned first = tile.own.first;
+    unsigned first = tile.warp_columns.first;
     using Sequence = RuleColumns::Sequence;
     Sequence own = {};  // of the column before; at first none
 #pragma unroll 1
-    for (unsigned step = 0; step < tile.steps && first <= tile.own.last; ++step) {
-        unsigned last = min(start + 2 * WARP_THREADS - 1 - lead, tile.own.last);
+    for (unsigned step = 0; step < tile.steps && first <= tile.warp_columns.last; ++step) {
+        unsigned last = min(start + 2 * WARP_THREADS - 1 - lead, tile.warp_columns.last);
         unsigned column = start + 2 * lane - lead;  // -1 in front of a half pair
         int2 pair[2] = {};
         if (last < own.end) {  // most go on in the sequence before
             for (unsigned i = 0; i < 2; ++i) pair[i] = rule_columns.bounds(own, column + i);
         } else {
             unsigned a = min(max(start + 2 * lane, lead) - lead, last), b = min(column + 1, last);
-            auto use = [&](unsigned i, const Sequence& sequence, bool is_it) {
+            auto visit = [&](unsigned i, const Sequence& sequence, bool holds) {
                 int2 bounds = rule_columns.bounds(sequence, column + i);
-                pair[i] = is_it ? bounds : pair[i];
+                pair[i] = holds ? bounds : pair[i];
             };
-            unsigned of_last = window.find({first, last}, {a, b}, use);
-            if (step + 1 < tile.steps) own = rule_columns.of_lane(window.own, of_last);
+            unsigned last_lane = window.warp_find({first, last}, {a, b}, visit);
+            if (step + 1 < tile.steps) own = rule_columns.warp_shuffle(window.lane_sequence, last_lane);
         }
         if (last - first == 2 * WARP_THREADS - 1) store_whole_pair(tile.columns, column, pair[0], pair[1]);
         else store_pair(tile.columns, column, tile.column_num, pair[0], pair[1]);
@@ -116,5 +116,5 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_rule(
 {
     Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
     RuleColumns rule_columns = {pack, {left, right, sinks}};
-    write_tile(rule_columns, tile_of_warp(columns, column_num, steps));
+    write_tile(rule_columns, warp_tile(columns, column_num, steps));
 }

@@ -53,7 +53,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void segment_minima(
     unsigned run = blockIdx.x * RUN, end = min(run + RUN, segments.level_1.num);
     write_minima(segments.parents, run, end, minima);
     __syncthreads();
-    if (warp_of_block() != 0) return;
+    if (warp_index() != 0) return;
     unsigned lane = threadIdx.x % WARP_THREADS;
     int least = warp_min(run + lane < end ? minima[run + lane] : INT32_MAX_VALUE);
     if (lane == 0) minima[segments.level_1.num + blockIdx.x] = least;
@@ -82,7 +82,7 @@ struct Forest {
     __device__ unsigned search(unsigned column) const
     {
         unsigned first = 0, end = pack.batch;
-        narrow<OfBlock>(SequenceEnds{pack.k}, first, end, column, SLACK);
+        block_narrow(SequenceEnds{pack.k}, first, end, column, SLACK);
         return first;
     }
 
@@ -124,7 +124,7 @@ __device__ void write_any(unsigned& at, unsigned value)
 // A block's way through its columns.
 struct TreeBlock {
     Forest forest;
-    Tile tile;
+    WarpTile tile;
     Window& window;
 
     // Puts the threads' segments into the window.
@@ -144,7 +144,7 @@ struct TreeBlock {
         if (own.b > forest.pack.batch) start = NO_END;
         unsigned size = 2 * WARP_THREADS * tile.steps, block = blockIdx.x * WARPS * size - tile.lead;
         for (unsigned warp = 0; warp <= WARPS; ++warp) {
-            unsigned column = warp == 0 ? tile.of_block.first : block + warp * size;
+            unsigned column = warp == 0 ? tile.block_columns.first : block + warp * size;
             if (start <= column && column < end) write_any(window.begins[warp], threadIdx.x);
         }
         __syncthreads();
@@ -179,11 +179,11 @@ struct TreeBlock {
     __device__ void link_far(const Own& own, bool is_far) const
     {
         Segments all = forest.segments;
-        unsigned lane = threadIdx.x % WARP_THREADS, first = of_warp(own.b - lane), from = first;
+        unsigned lane = threadIdx.x % WARP_THREADS, first = warp_uniform(own.b - lane), from = first;
         if (all.level_1.first) wait_for_launch_before();  // which writes the minima
         else {
             all.level_1.first = window.minima;
-            unsigned run = of_warp(own.b - threadIdx.x) / RUN;
+            unsigned run = warp_uniform(own.b - threadIdx.x) / RUN;
             write_minima(all.parents, run, all.level_1.num, window.minima);
             __syncthreads();
         }
@@ -258,8 +258,8 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, BLOCKS_AT_ONCE) void colu
     unsigned first = forest.guess(segments_a_block);
     Own own = {};
     if (!is_searched) own = forest.load(first + threadIdx.x);  // on its way before anything else is known
-    TreeBlock block = {forest, tile_of_warp(columns, column_num, steps), window};
-    Span span = block.tile.of_block;
+    TreeBlock block = {forest, warp_tile(columns, column_num, steps), window};
+    Span span = block.tile.block_columns;
     while (span.first <= span.last) {  // once, mostly: what is left is behind the window
         if (is_searched) {
             __syncthreads();

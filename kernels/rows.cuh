@@ -73,12 +73,12 @@ struct RowsOf {
         return {pack.q[b + 1], (int)pack.k[b], (int)pack.k[b + 1]};
     }
 
-    __device__ Sequence of_lane(const Sequence& own, unsigned lane) const
+    __device__ Sequence warp_shuffle(const Sequence& sequence, unsigned lane) const
     {
         return {
-            __shfl_sync(FULL_MASK, own.end, lane),
-            __shfl_sync(FULL_MASK, own.kv_start, lane),
-            __shfl_sync(FULL_MASK, own.kv_end, lane)};
+            __shfl_sync(FULL_MASK, sequence.end, lane),
+            __shfl_sync(FULL_MASK, sequence.kv_start, lane),
+            __shfl_sync(FULL_MASK, sequence.kv_end, lane)};
     }
 };
 
@@ -101,14 +101,14 @@ struct RowWarp {
     __device__ RowWarp(const Pack& pack, unsigned row_num, Span rows)
         : window(RowsOf{pack}), row_num(row_num), own()
     {
-        window.range = sequences_of_block(window.of, rows);
+        window.range = block_narrow_sequences(window.source, rows);
     }
 
     // Turns the starts and ends of the thread's four rows into S and E. Rows from row_num on are like
     // the last.
     __device__ void to_pack_coordinates(unsigned row, Four& start, Four& end)
     {
-        unsigned first = of_warp(row), last_row = row_num - 1;
+        unsigned first = warp_uniform(row), last_row = row_num - 1;
         Span span = {min(first, last_row), min(first + PER_THREAD * WARP_THREADS - 1, last_row)};
         if (span.last < own.end) {  // most go on in the sequence before
             for (int i = 0; i < PER_THREAD; ++i) clip_to_sequence(own, start.at[i], end.at[i]);
@@ -116,13 +116,13 @@ struct RowWarp {
         }
         unsigned rows[PER_THREAD];
         for (unsigned i = 0; i < PER_THREAD; ++i) rows[i] = min(row + i, last_row);
-        auto use = [&](unsigned i, const RowsOf::Sequence& sequence, bool is_it) {
+        auto visit = [&](unsigned i, const RowsOf::Sequence& sequence, bool holds) {
             int s = start.at[i], e = end.at[i];
             clip_to_sequence(sequence, s, e);
-            start.at[i] = is_it ? s : start.at[i];
-            end.at[i] = is_it ? e : end.at[i];
+            start.at[i] = holds ? s : start.at[i];
+            end.at[i] = holds ? e : end.at[i];
         };
-        unsigned of_last = window.find(span, rows, use);
-        own = window.of.of_lane(window.own, of_last);
+        unsigned last_lane = window.warp_find(span, rows, visit);
+        own = window.source.warp_shuffle(window.lane_sequence, last_lane);
     }
 };

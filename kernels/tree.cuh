@@ -136,7 +136,7 @@ __device__ void write_minima(const Entries& entries, unsigned run, unsigned end,
 {
     unsigned lane = threadIdx.x % WARP_THREADS;
 #pragma unroll 1
-    for (run += warp_of_block() * MINIMA_AT_ONCE; run < end; run += WARPS * MINIMA_AT_ONCE) {
+    for (run += warp_index() * MINIMA_AT_ONCE; run < end; run += WARPS * MINIMA_AT_ONCE) {
         int least[MINIMA_AT_ONCE];
         for (unsigned r = 0; r < MINIMA_AT_ONCE; ++r) {
             unsigned long long i = (unsigned long long)(run + r) * RUN + lane;
