@@ -37,10 +37,10 @@
 #endif
 
 #define BLOCKS_AT_ONCE (__CUDA_ARCH__ == 750 ? 4 : 5)  // on a multiprocessor; sm_75 takes 1,024 threads
-#define FEW_RUNS ((FEW_SEGMENTS + RUN - 1) / RUN)
-#define RUNS_NEAR 3                        // in which a subtree's end is near, a segment's own among them
-#define SLACK (BLOCK_THREADS / 4)          // segments in front of the one that a window is laid for
-#define MOST_GUESSED (16 * BLOCK_THREADS)  // segments: of more, a window is searched at once
+constexpr int FEW_RUNS = (FEW_SEGMENTS + RUN - 1) / RUN;
+constexpr int NEAR_RUNS = 3;                       // the run of a segment and those behind it
+constexpr int SLACK = BLOCK_THREADS / 4;           // segments in front of the one that a window is laid for
+constexpr int MOST_GUESSED = 16 * BLOCK_THREADS;   // of more segments, a window is searched for at once
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void segment_minima(
     const int* parent,       // (batch,) words of stride parent_stride
@@ -159,8 +159,8 @@ struct TreeBlock {
         if (__ballot_sync(FULL_MASK, is_asked) == 0) return false;
         unsigned lane = threadIdx.x % WARP_THREADS, warp = threadIdx.x / WARP_THREADS;
         unsigned hits = 0, run = 0;  // lanes of the nearest run with parents below
-        for (unsigned i = 1; i <= RUNS_NEAR; ++i) {
-            unsigned r = RUNS_NEAR - i;  // the nearest last
+        for (unsigned i = 1; i <= NEAR_RUNS; ++i) {
+            unsigned r = NEAR_RUNS - i;  // the nearest last
             int parent = warp + r < WARPS ? window.parent[threadIdx.x + r * RUN] : INT32_MAX_VALUE;
             unsigned below = lanes_below(parent, own.b - lane);
             if (r == 0) below &= (FULL_MASK - 1) << lane;

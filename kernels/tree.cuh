@@ -18,9 +18,9 @@
 #include "overlap.cuh"
 #include "sequences.cuh"
 
-#define RUN 32
-#define RUNS_AT_ONCE 4    // that a warp has in flight in a walk
-#define MINIMA_AT_ONCE 8  // that it has in flight where it writes their minima
+constexpr int RUN = 32;
+constexpr int RUNS_AT_ONCE = 4;    // whose loads a walk has in flight
+constexpr int MINIMA_AT_ONCE = 8;  // runs whose loads are in flight where minima are written
 
 static_assert(RUN == WARP_THREADS, "a warp looks at a whole run");
 
