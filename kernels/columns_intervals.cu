@@ -199,7 +199,7 @@ __device__ Four warp_count_rows(const int* marks, int least)
 }
 
 // The row tiles that have steps among the columns of a tile: the first and the last of each staircase.
-// Of a number of the four, which / 2 says whether it is the last, which % 2 whether it is of starts.
+// Of the numbers of the four, `/ 2` tells the last from the first, and `% 2` starts from ends.
 struct NearTiles {
     enum Which { FIRST_OF_ENDS, FIRST_OF_STARTS, LAST_OF_ENDS, LAST_OF_STARTS, NUM };
     unsigned at[NUM];

@@ -59,7 +59,8 @@ struct RuleColumns {
             rule.sinks > 0 ? __shfl_sync(FULL_MASK, sequence.kv_start, lane) : 0};
     }
 
-    // Returns (LTS, UTE) of a column of the sequence.
+    // Returns (LTS, UTE) of a column of the sequence. Both are counted back from q_end: rows_from_ute is
+    // the number of the sequence's rows from UTE on.
     __device__ int2 bounds(const Sequence& sequence, unsigned column) const
     {
         unsigned keys_after = sequence.end - 1 - column, q_len = sequence.q_end - sequence.q_start;
