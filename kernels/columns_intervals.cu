@@ -34,7 +34,7 @@ constexpr int FEW_TILES = 1 << FEW_TILES_SHIFT;
 __device__ void store_four(int* staircase, unsigned row, unsigned row_num, const Four& v)
 {
     if (row + PER_THREAD <= row_num) {
-        *reinterpret_cast<int4*>(staircase + row) = make_int4(v.at[0], v.at[1], v.at[2], v.at[3]);
+        put_four(staircase + row, v);
         return;
     }
     for (unsigned i = 0; i < PER_THREAD; ++i)
@@ -184,16 +184,11 @@ __device__ Four count_by_search(const Staircase<ENDS>& stairs, const ColumnTile&
     return stairs.count(column);
 }
 
-__device__ void put_four(int* at, const Four& v)
-{
-    *reinterpret_cast<int4*>(at) = make_int4(v.at[0], v.at[1], v.at[2], v.at[3]);
-}
-
 // Returns the running maximum of the warp's marks, four a lane from `marks` on, and of `least`.
 __device__ Four warp_count_rows(const int* marks, int least)
 {
-    int4 four = *reinterpret_cast<const int4*>(marks);
-    Four v = {{max(four.x, least), max(four.y, least), max(four.z, least), max(four.w, least)}};
+    Four v = get_four(marks);
+    v = {{max(v.at[0], least), max(v.at[1], least), max(v.at[2], least), max(v.at[3], least)}};
     warp_running_max(v);
     return v;
 }

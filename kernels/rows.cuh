@@ -13,6 +13,18 @@ struct Four {
     int at[PER_THREAD];
 };
 
+// Reads four numbers at once, and writes them. They are 16-byte aligned.
+__device__ Four get_four(const int* at)
+{
+    int4 four = *reinterpret_cast<const int4*>(at);
+    return {{four.x, four.y, four.z, four.w}};
+}
+
+__device__ void put_four(int* at, const Four& v)
+{
+    *reinterpret_cast<int4*>(at) = make_int4(v.at[0], v.at[1], v.at[2], v.at[3]);
+}
+
 // attn_mask_kv: row_num pairs (start, end) of int32 or int64. Pairs of rows in no sequence do not count.
 struct Intervals {
     const void* pairs;

@@ -201,8 +201,7 @@ struct Staircase {
         unsigned row = stored.first_row(tile) + PER_THREAD * threadIdx.x;
         Four v = {{NO_ROW, NO_ROW, NO_ROW, NO_ROW}};
         if (row + PER_THREAD <= stored.row_num) {
-            int4 four = *reinterpret_cast<const int4*>(steps + row);
-            v = {{four.x, four.y, four.z, four.w}};
+            v = get_four(steps + row);
         } else {
             for (unsigned i = 0; i < PER_THREAD; ++i)
                 if (row + i < stored.row_num) v.at[i] = steps[row + i];
