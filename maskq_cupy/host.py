@@ -81,3 +81,14 @@ def host_parents(parent: Any, segment_num: int) -> np.ndarray:
     parents = parents.astype(np.int64)
     checks.check_parent_values(parents)
     return parents
+
+
+def host_chunks(name: str, value: Any) -> np.ndarray:
+    """Check the form and the values of "row_chunks" or "key_chunks" on the host; return int64."""
+    array = _host_indices(name, value)
+    if array.shape == (0,):
+        array = array.reshape(0, 2)
+    checks.check_chunks_form(name, str(array.dtype), array.shape)
+    chunks = array.astype(np.int64)
+    checks.check_chunk_values(name, chunks)
+    return chunks
