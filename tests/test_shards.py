@@ -1,0 +1,252 @@
+"""Columns of some of the rows: the reference against brute force, the kernels on the CPU against
+it, the GPU functions."""
+
+import numpy as np
+import oracle
+import pytest
+from strategies import random_pack, random_parents
+from test_cp import head_tail, multiples, pairs_of_each_sequence, random_chunks
+
+from maskq_cupy import cp, reference
+
+# The contract's worked values: columns, row chunks, key chunks, LTS, UTE.
+PACK = reference.get_attn_mask_q([0, 3, 5], [0, 3, 7])
+TWO = reference.get_attn_mask_q([0, 8, 12], [0, 8, 12])
+WINDOW = reference.get_attn_mask_q([0, 8], [0, 8], window=(2, 0))
+TREE = reference.tree_attn_mask_q([-1, 0, 0], [0, 2, 4, 5], [0, 2, 4, 5])
+INEXACT = reference.get_attn_mask_q([0, 2], [0, 4], [[0, 3], [0, 1]])
+SLOTS = reference.get_attn_mask_q([0, 3, 3, 4, 6, 6, 8], [0, 3, 4, 4, 6, 8, 8])
+RANKS = [[0, 2], [6, 9], [11, 12]], [[2, 6], [9, 11]]
+WORKED = [
+    (PACK, [[0, 2], [4, 5]], None, [2, 2, 2, 3, 3, 3, 3], [0, 1, 2, 2, 2, 2, 2]),
+    (PACK, [[2, 4]], None, [1, 1, 1, 2, 2, 2, 2], [0, 0, 0, 1, 1, 1, 2]),
+    (PACK, [[0, 2], [4, 5]], [[3, 7], [0, 2], [7, 8]], [3, 3, 3, 3, 2, 2, 3],
+     [2, 2, 2, 2, 0, 1, 3]),
+    (TWO, RANKS[0], None, [4] * 8 + [6] * 4, [0, 1, 2, 2, 2, 2, 2, 3, 4, 5, 5, 5]),
+    (TWO, RANKS[1], None, [4] * 8 + [6] * 4, [0, 0, 0, 1, 2, 3, 4, 4, 4, 4, 5, 6]),
+    (TWO, RANKS[1], [*RANKS[0], *RANKS[1]], [4, 4, 4, 4, 6, 6, 4, 4, 4, 4, 6, 6],
+     [0, 0, 4, 4, 4, 6, 0, 1, 2, 3, 4, 5]),
+    (WINDOW, [[0, 2], [6, 8]], None, [2, 2, 2, 2, 3, 4, 4, 4], [0, 1, 2, 2, 2, 2, 2, 3]),
+    (TREE, [[0, 1], [3, 5]], None, [3, 3, 2, 2, 3], [0, 1, 1, 1, 2]),
+    (INEXACT, [[1, 2]], None, [1, 1, 1, 1], [0, 0, 0, 1]),
+    (SLOTS, [[0, 1], [3, 5], [7, 8]], None, [1, 1, 1, 1, 3, 3, 3, 3], [0, 1, 1, 1, 2, 3, 3, 3]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("columns", "rows", "keys", "lts", "ute"), WORKED)
+def test_worked_values(columns, rows, keys, lts, ute):
+    local = reference.shard_columns(columns, rows, keys)
+    assert local.dtype == np.int32
+    assert local.flags.c_contiguous
+    np.testing.assert_array_equal(local.T, [lts, ute])
+
+
+def test_intervals_of_the_rows_alone_are_tighter():
+    """The worked value beside the last but one: the same rank from its own rows."""
+    intervals, chunks = np.array([[0, 3], [0, 1]]), [[1, 2]]
+    own = reference.get_attn_mask_q(
+        cp.rows_below(chunks, [0, 2]), [0, 4], intervals[cp.chunk_rows(chunks)]
+    )
+    np.testing.assert_array_equal(own.T, [[1, 1, 1, 1], [0, 1, 1, 1]])
+
+
+# Random maps
+
+
+def random_columns(rng, tokens):
+    """Return columns of a pack, of a tree, or of any bits around the rows; and a number of rows."""
+    kind = rng.choice(["pack", "tree", "any"])
+    if kind == "pack":
+        pack = random_pack(rng, tokens)
+        columns = reference.get_attn_mask_q(*pack.arguments(), **pack.rule)
+        return columns, int(pack.cu_seqlens_q[len(pack.cu_seqlens_k) - 1])
+    if kind == "tree":
+        lens = rng.integers(0, 9, int(rng.integers(1, max(tokens // 9, 2))))
+        cu = np.append(0, np.cumsum(lens))
+        return reference.tree_attn_mask_q(random_parents(rng, len(lens)), cu, cu), int(cu[-1])
+    row_num = int(rng.integers(0, tokens + 1))
+    columns = rng.integers(-3, row_num + 4, (int(rng.integers(0, tokens + 1)), 2)).astype(np.int32)
+    far = rng.random(columns.shape) < 0.05
+    columns[far] = rng.choice([-(2**31), 2**31 - 1], far.sum())
+    return columns, row_num
+
+
+def random_key_chunks(rng, column_num, most=8):
+    """Return key chunks in any order, with repeats and padding, or None."""
+    if rng.random() < 0.2:
+        return None
+    starts = rng.integers(-4, column_num + 5, int(rng.integers(0, most + 1)))
+    lengths = rng.integers(0, rng.choice([1, 3, column_num + 2]) + 1, len(starts))
+    chunks = np.stack([starts, starts + lengths], axis=1)
+    if len(chunks) and rng.random() < 0.3:
+        chunks[rng.integers(len(chunks))] += int(rng.choice([-(2**40), 2**31 - 9, 2**40]))
+    return chunks.astype(np.int64)
+
+
+def far_row_chunks(rng, chunks):
+    """Return the chunks, at times with rows behind all int32."""
+    if rng.random() < 0.2:
+        far = 2**31 - 3 + np.array([[0, 2], [5, 6], [2**35, 2**35 + 7]])
+        chunks = np.concatenate([chunks, far])
+    return chunks
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_reference_is_the_map(seed):
+    """Row by row and key by key, of any bits."""
+    rng = np.random.default_rng(seed)
+    for _ in range(60):
+        columns, row_num = random_columns(rng, 40)
+        rows = far_row_chunks(rng, random_chunks(rng, row_num + 5))
+        keys = random_key_chunks(rng, len(columns))
+        local = reference.shard_columns(columns, rows, keys)
+        np.testing.assert_array_equal(local, oracle.shard(columns, rows, keys))
+        size = int(rng.choice([1, 3, 16, 1000]))
+        needed = reference.needed_keys(local, size)
+        assert needed.dtype == np.int32
+        np.testing.assert_array_equal(needed, oracle.needed(local, size))
+
+
+def test_slices_are_sharded_alike():
+    rng = np.random.default_rng(5)
+    for shape in [(1, 1), (2, 3), (3, 0)]:
+        slices = [
+            [random_columns(rng, 30)[0][:7] for _ in range(shape[1])] for _ in range(shape[0])
+        ]
+        columns = np.zeros((*shape, 7, 2), np.int32)
+        for i, j in np.ndindex(*shape):
+            columns[i, j, : len(slices[i][j])] = slices[i][j]
+        rows, keys = random_chunks(rng, 30), random_key_chunks(rng, 7)
+        local = reference.shard_columns(columns, rows, keys)
+        needed = reference.needed_keys(local, 3)
+        assert local.shape[:2] == needed.shape[:2] == shape
+        for i, j in np.ndindex(*shape):
+            one = reference.shard_columns(columns[i, j], rows, keys)
+            np.testing.assert_array_equal(local[i, j], one)
+            np.testing.assert_array_equal(needed[i, j], reference.needed_keys(one, 3))
+
+
+# Layouts of others
+
+
+def local_by_rows(columns, rows, key_ids=None):
+    """Return what the columns show of these rows and keys, from the dense mask."""
+    row_num = int(max(columns.max(initial=0), rows.max(initial=0) + 1))
+    seen = oracle.shown(columns, row_num)[rows]
+    return seen if key_ids is None else seen[:, key_ids]
+
+
+def test_te_thd_partition():
+    """Per-sequence pairs; keys in pack order, or rank by rank as an all-gather leaves them."""
+    rng = np.random.default_rng(6)
+    world = 2
+    for _ in range(20):
+        cu = np.append(0, np.cumsum(multiples(rng, world)))
+        columns = reference.get_attn_mask_q(cu, cu)
+        ranks = [pairs_of_each_sequence(cu, rank, world) for rank in range(world)]
+        chunks = [cp.chunks_of(rows) for rows in ranks]
+        gathered = cp.gathered_keys(chunks)
+        for rows, some in zip(ranks, chunks, strict=True):
+            local = reference.shard_columns(columns, some)
+            np.testing.assert_array_equal(
+                oracle.shown(local, len(rows)), local_by_rows(columns, rows)
+            )
+            local = reference.shard_columns(columns, some, gathered)
+            expected = local_by_rows(columns, rows, np.concatenate(ranks))
+            np.testing.assert_array_equal(oracle.shown(local, len(rows)), expected)
+
+
+def paddle_causal_offsets(columns, row_num, rank, world):
+    """Paddle's map for contiguous shards: bounds less the rank's first row, cut to its rows."""
+    size = row_num // world
+    return np.clip(columns.astype(int) - rank * size, 0, size)
+
+
+def paddle_dual_chunks(columns, row_num, rank, world):
+    """Paddle's map for dual chunks r and 2 W - 1 - r: both cuts, added."""
+    size = row_num // (2 * world)
+    first, second = rank * size, (2 * world - 1 - rank) * size
+    bounds = columns.astype(int)
+    return np.clip(bounds - first, 0, size) + np.clip(bounds - second, 0, size)
+
+
+def test_paddle():
+    rng = np.random.default_rng(7)
+    for world in (2, 4):
+        for _ in range(10):
+            row_num = 2 * world * int(rng.integers(1, 9))
+            columns = rng.integers(0, row_num + 1, (row_num, 2)).astype(np.int32)
+            cu = [0, row_num]
+            for scheme, formula in [
+                ("contiguous", paddle_causal_offsets),
+                ("zigzag", paddle_dual_chunks),
+            ]:
+                for rank, chunks in enumerate(cp.cp_chunks(cu, cu, world, scheme)):
+                    local = reference.shard_columns(columns, chunks)
+                    expected = formula(columns, row_num, rank, world)
+                    np.testing.assert_array_equal(local, expected)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_lists_are_those_of_torchs_rewritten_mask(rank):
+    """Head-tail: torch rewrites mask_mod so that a local row asks for its global one."""
+    torch = pytest.importorskip("torch")
+    from test_blocks import assert_as_torch
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    world, cu = 4, np.array([0, 300, 301, 900, 1024])
+    columns = reference.get_attn_mask_q(cu, cu)
+    chunks = cp.cp_chunks(cu, cu, world, "zigzag")[rank]
+    local, q = reference.shard_columns(columns, chunks), 1024 // world
+    blocks = reference.to_blocks(local, q, 64)
+    assert_as_torch(torch, blocks, local, q, 64)
+    rows = torch.as_tensor(head_tail(1024, rank, world))
+    lts, ute = torch.as_tensor(columns).T.long()
+
+    def rewritten(b, h, i, kv):
+        return (rows[i] >= ute[kv]) & (rows[i] < lts[kv])
+
+    theirs = create_block_mask(rewritten, 1, 1, q, 1024, device="cpu", BLOCK_SIZE=64)
+    np.testing.assert_array_equal(blocks.kv_num_blocks, theirs.kv_num_blocks)
+    np.testing.assert_array_equal(blocks.full_kv_num_blocks, theirs.full_kv_num_blocks)
+
+
+# Bad input
+
+COLUMNS = np.zeros((3, 2), np.int32)
+BAD = [
+    ({"columns": np.zeros((3, 2))}, TypeError,
+     "columns must be int32 of shape (N, 2) or (b, h, N, 2), got float64 of shape (3, 2)"),
+    ({"columns": np.zeros((1, 3, 2), np.int32)}, ValueError,
+     "columns must be int32 of shape (N, 2) or (b, h, N, 2), got int32 of shape (1, 3, 2)"),
+    ({"row_chunks": np.zeros(4, np.float32)}, TypeError,
+     "row_chunks must be int32 or int64 of shape (C, 2), got float32 of shape (4,)"),
+    ({"row_chunks": [[0, 1], [5, 3]]}, ValueError,
+     "row_chunks must hold [start, end) with 0 <= start <= end, got row_chunks[1] = [5, 3]"),
+    ({"row_chunks": [[0, 1], [3, 5], [4, 6]]}, ValueError,
+     "row_chunks must ascend without overlap, got row_chunks[2] = [4, 6] after row_chunks[1] = "
+     "[3, 5]: the order of a rank's rows is free, sort them"),
+    ({"row_chunks": [[0, 2147483650]]}, ValueError,
+     "row_chunks must hold at most 2**31 - 1 rows, got 2147483650"),
+    ({"key_chunks": [1, 2]}, ValueError,
+     "key_chunks must be int32 or int64 of shape (K, 2), got int64 of shape (2,)"),
+    ({"key_chunks": [[3, 2]]}, ValueError,
+     "key_chunks must hold [start, end) with start <= end, got key_chunks[0] = [3, 2]"),
+    ({"key_chunks": [[-(2**63), 2**63 - 1]] * 2}, ValueError,
+     f"key_chunks must hold at most 2**31 - 1 keys, got {2**65 - 2}"),
+    ({"key_chunks": [[0, 2]], "key_num": 3}, ValueError, "key_num must be M = 2, got 3"),
+    ({"key_num": 4}, ValueError, "key_num must be M = 3, got 4"),
+    ({"key_num": 1.5}, TypeError, "key_num must be an int, got float"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "kind", "message"), BAD)
+def test_bad_arguments(change, kind, message):
+    with pytest.raises(kind) as raised:
+        reference.shard_columns(**{"columns": COLUMNS, "row_chunks": [[0, 2]]} | change)
+    assert str(raised.value) == message
+
+
+def test_bad_block_size():
+    with pytest.raises(ValueError, match=r"block_size must be in \[1, 2\*\*31 - 1\], got 0"):
+        reference.needed_keys(COLUMNS, 0)
