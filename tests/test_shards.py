@@ -1,13 +1,17 @@
 """Columns of some of the rows: the reference against brute force, the kernels on the CPU against
 it, the GPU functions."""
 
+import math
+
 import numpy as np
 import oracle
 import pytest
+from on_cpu import emulator
 from strategies import random_pack, random_parents
 from test_cp import head_tail, multiples, pairs_of_each_sequence, random_chunks
+from test_hostile import extremes, random_bits, run_many
 
-from maskq_cupy import cp, reference
+from maskq_cupy import checks, compiler, cp, host, plan, reference
 
 # The contract's worked values: columns, row chunks, key chunks, LTS, UTE.
 PACK = reference.get_attn_mask_q([0, 3, 5], [0, 3, 7])
@@ -250,3 +254,203 @@ def test_bad_arguments(change, kind, message):
 def test_bad_block_size():
     with pytest.raises(ValueError, match=r"block_size must be in \[1, 2\*\*31 - 1\], got 0"):
         reference.needed_keys(COLUMNS, 0)
+
+
+# The kernels on the CPU
+
+needs_gxx = pytest.mark.skipif(not emulator.available(), reason="g++ is not installed")
+ENTRIES = 4 * emulator.SIZES.block_threads
+FEW = 16 * emulator.SIZES.block_threads  # chunks that a block counts itself
+
+
+def add_call(script, columns, rows, keys=None, key_num=None, odd=False, steps=None, dtype=np.int64):
+    """Add a call, in buffers of exactly the contract's size; return the result's shape.
+
+    If odd, arrays start behind a 16-byte boundary. steps: as the plan has it for larger shards.
+    """
+    columns, rows = np.asarray(columns, np.int32), np.asarray(rows, dtype).reshape(-1, 2)
+    *slices, column_num, _ = columns.shape
+    slice_num, words = math.prod(slices), rows.itemsize // 4
+    offset = 8 if odd else 0
+    row_chunks = plan.Chunks(script.buffer(rows, rows.itemsize * odd), words, len(rows))
+    key_chunks = plan.ALL_KEYS
+    if keys is not None:
+        keys = np.asarray(keys, np.int64).reshape(-1, 2)
+        key_chunks = plan.Chunks(script.buffer(keys, 8 * odd), 2, len(keys))
+    if key_num is None:
+        key_num = column_num if keys is None else len(oracle.tokens_of(keys))
+    shape = (*slices, key_num, 2)
+    if not math.prod(shape):
+        return shape
+    shard = script.buffer(np.full(shape, -77, np.int32), offset)
+    with emulator.planning():
+        nbytes = plan.shard_scratch_nbytes(len(rows), key_chunks.num)
+        scratch = script.buffer(np.full(nbytes, 0x5A, np.uint8))
+        launches = plan.shard_launches(
+            script.buffer(columns, 8 * (odd and column_num % 2)), slice_num, column_num,
+            row_chunks, key_chunks, shard, key_num, scratch,
+        )  # fmt: skip
+    for launch in launches:
+        if steps is not None and launch.kernel != "chunk_sums":
+            blocks = key_num // (2 * emulator.SIZES.block_threads * steps) + 1
+            changed = {"steps": steps, "blocks_a_slice": blocks}
+            make = compiler.launch_of(launch.kernel)
+            launch = make(blocks * slice_num, **launch.named | changed)
+        script.launch(launch)
+    script.read(shard)
+    return shape
+
+
+def run(executable, calls, timeout=240):
+    """Return the shard of each call, (columns, rows, keys) or a dict, all made in one process."""
+    script = emulator.Script()
+    calls = [
+        call if isinstance(call, dict) else dict(zip(NAMES, call, strict=True)) for call in calls
+    ]
+    shapes = [add_call(script, **call) for call in calls]
+    results = iter(script.run(executable, timeout))
+    return [next(results) if math.prod(shape) else np.empty(shape, np.int32) for shape in shapes]
+
+
+NAMES = ("columns", "rows", "keys")
+
+
+def check(executable, calls, timeout=240):
+    """Require of each call the reference's shard."""
+    for call, found in zip(calls, run(executable, calls, timeout), strict=True):
+        right = reference.shard_columns(*(call[name] for name in NAMES))
+        key_num = call.get("key_num")
+        if key_num is not None:  # as where chunks on a GPU say less than M, or more
+            q = checks.chunk_total(host.host_chunks("row_chunks", call["rows"]))
+            padded = np.full((*right.shape[:-2], key_num, 2), q, np.int32)
+            both = min(key_num, right.shape[-2])
+            padded[..., :both, :] = right[..., :both, :]
+            right = padded
+        np.testing.assert_array_equal(found, right, err_msg=repr(call)[:2000])
+
+
+def random_calls(rng, count, tokens=600):
+    for _ in range(count):
+        columns, row_num = random_columns(rng, tokens)
+        if rng.random() < 0.2:
+            slices = [np.roll(columns, int(rng.integers(0, 9))) for _ in range(6)]
+            columns = np.stack(slices).reshape(2, 3, *columns.shape)
+        rows = random_chunks(rng, row_num + 5, most=int(rng.choice([1, 2, 8, 300])))
+        keys = random_key_chunks(rng, columns.shape[-2], most=int(rng.choice([1, 8, 300])))
+        if rng.random() < 0.5:
+            rows = far_row_chunks(rng, rows)
+        key_num = None
+        if keys is not None and rng.random() < 0.3:
+            key_num = max(len(oracle.tokens_of(keys)) + int(rng.integers(-5, 40)), 0)
+        yield {
+            "columns": columns, "rows": rows, "keys": keys, "key_num": key_num,
+            "odd": bool(rng.integers(2)), "steps": rng.choice([None, 3]),
+            "dtype": np.int32 if rows.max(initial=0) < 2**31 and rng.integers(2) else np.int64,
+        }  # fmt: skip
+
+
+def calls_around_sizes():
+    """As many chunks as a warp, a table and a block have room for, and some more and fewer."""
+    rng = np.random.default_rng(8)
+    sizes = [0, 1, 2, 3, 31, 32, 33, ENTRIES - 1, ENTRIES, ENTRIES + 1, 2 * ENTRIES + 1]
+    sizes += [FEW - 1, FEW, FEW + 1, 2 * FEW + 3]
+    for num in sizes:
+        # Of one row and two, a gap of one behind each; empties among them.
+        lengths = rng.integers(0, 3, num)
+        starts = np.cumsum(lengths + 1) - lengths
+        many = np.stack([starts, starts + lengths], axis=1)
+        row_num, column_num = int(many.max(initial=0)) + 3, 700
+        columns = rng.integers(-2, row_num + 2, (column_num, 2)).astype(np.int32)
+        columns[200:500] = np.sort(columns[200:500], axis=0)
+        in_order = rng.permutation(many)
+        few = [[3, 9], [20, 400]]
+        odd, steps = bool(num % 2), 3 if num % 3 else None
+        for rows, keys in ((many, None), (few, in_order), (many, in_order)):
+            yield {"columns": columns, "rows": rows, "keys": keys, "odd": odd, "steps": steps}
+
+
+def misled_searches():
+    """Chunks as many as two blocks sum, of equal starts: searches that come to the last one."""
+    num = FEW + 5
+    rows = np.repeat([[7, 7]], num, axis=0)
+    rows[-1] = 7, 300
+    columns = np.stack([np.arange(320), np.arange(320)[::-1]], axis=1).astype(np.int32)
+    yield {"columns": columns, "rows": rows, "keys": np.tile([[5, 6], [9, 9]], (num // 2, 1))}
+
+
+@needs_gxx
+@pytest.mark.parametrize(("sanitizer", "count"), [("plain", 200), ("address", 80), ("thread", 20)])
+def test_kernels(builds, sanitizer, count):
+    check(builds(sanitizer), list(random_calls(np.random.default_rng(9), count)))
+
+
+@needs_gxx
+@pytest.mark.parametrize("sanitizer", ["plain", "address", "thread"])
+def test_kernels_around_sizes(builds, sanitizer):
+    calls = [*calls_around_sizes(), *misled_searches()]
+    check(builds(sanitizer), calls[::4] if sanitizer == "thread" else calls)
+
+
+def check_needed(executable, rng, count):
+    script, expected = emulator.Script(), []
+    for i in range(count):
+        columns, _ = random_columns(rng, 600)
+        columns = columns if i % 3 else np.stack([columns, columns[::-1]])[None]
+        size = int(rng.choice([1, 3, 31, 32, 100, 128, 2000]))
+        right = reference.needed_keys(columns, size)
+        if not right.size:
+            continue
+        out = script.buffer(np.full(right.shape, -77, np.int32), offset=4 * (i % 4))
+        *slices, column_num, _ = columns.shape
+        given = script.buffer(columns, offset=8 * (i % 2))
+        with emulator.planning():
+            script.launch(plan.needed_keys_launch(given, math.prod(slices), column_num, size, out))
+        script.read(out)
+        expected.append(right)
+    for found, right in zip(script.run(executable), expected, strict=True):
+        np.testing.assert_array_equal(found, right)
+
+
+@needs_gxx
+@pytest.mark.parametrize(("sanitizer", "count"), [("plain", 80), ("address", 40), ("thread", 10)])
+def test_kernel_of_needed_keys(builds, sanitizer, count):
+    check_needed(builds(sanitizer), np.random.default_rng(10), count)
+
+
+def hostile_chunks(rng, num):
+    """Return num chunks of random bits, extremes, or good ones out of order with some bad bits."""
+    dtype = rng.choice([np.int32, np.int64])
+    kind = rng.choice(["bits", "extremes", "shuffled", "equal", "good"])
+    if kind == "bits":
+        return random_bits(rng, 2 * num, dtype).reshape(-1, 2)
+    if kind == "extremes":
+        return rng.choice(extremes(dtype), (num, 2))
+    edges = np.sort(rng.integers(0, 3 * num + 1, 2 * num))
+    if kind == "shuffled":
+        rng.shuffle(edges)
+    elif kind == "equal":
+        edges[:] = rng.choice(extremes(np.int32))
+    return edges.reshape(-1, 2).astype(dtype)
+
+
+def hostile_call(rng, tokens):
+    """Return a call with any bits whatever, of a number of keys that the chunks do not say."""
+    sizes = [0, 1, 2, 3, 33, ENTRIES + 1, FEW, FEW + 1, 2 * FEW + 1, tokens]
+    columns = random_bits(rng, 2 * tokens, np.int32).reshape(-1, 2)
+    if rng.random() < 0.5:
+        columns = rng.choice(extremes(np.int32), columns.shape)
+    elif rng.random() < 0.5:
+        columns = rng.integers(0, tokens, columns.shape).astype(np.int32)
+    rows, keys = (hostile_chunks(rng, int(rng.choice(sizes))) for _ in range(2))
+    is_gather = rng.random() < 0.7
+    return {
+        "columns": columns, "rows": rows, "keys": keys if is_gather else None,
+        "key_num": int(rng.integers(0, 2 * tokens + 1)) if is_gather else None,
+        "odd": bool(rng.integers(2)), "steps": rng.choice([None, 3]), "dtype": rows.dtype,
+    }  # fmt: skip
+
+
+@needs_gxx
+@pytest.mark.parametrize(("sanitizer", "count"), [("plain", 150), ("address", 150), ("thread", 30)])
+def test_hostile_on_the_cpu(builds, sanitizer, count):
+    run_many(run, hostile_call, builds(sanitizer), count)
