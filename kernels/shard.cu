@@ -227,18 +227,18 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void shard_columns(
     unsigned row_stride,     // 1 for int32, 2 for int64
     unsigned row_chunk_num,
     const int2* row_sums,    // (row_chunk_num + 1,) of chunk_sums, or null
-    const void* key_chunks,  // (key_chunk_num, 2), or null: all keys in their order
-    unsigned key_stride,
+    const void* key_chunks,  // (key_chunk_num, 2)
+    unsigned key_stride,     // 1 or 2; 0: no chunks, all keys in their order
     unsigned key_chunk_num,
     const int2* key_sums,    // (key_chunk_num + 1,) of chunk_sums, or null
     int2* shard,             // (slices, key_num)
-    unsigned key_num,        // in [1, INT32_MAX]; column_num without key_chunks
+    unsigned key_num,        // in [1, INT32_MAX]; column_num if key_stride is 0
     unsigned blocks_a_slice,
     unsigned steps)          // pairs a thread
 {
     __shared__ int2 row_entries[ENTRIES + 1], key_entries[ENTRIES + 1];
     __shared__ unsigned warp_sums[WARPS];
-    bool has_keys = key_chunks != nullptr;
+    bool has_keys = key_stride != 0;
     ShardTile tile(columns, column_num, shard, key_num, blocks_a_slice, steps);
     ChunkTable rows(row_entries, {row_chunks, row_stride, row_chunk_num}, row_sums);
     ChunkTable keys(key_entries, {key_chunks, key_stride, key_chunk_num}, key_sums);

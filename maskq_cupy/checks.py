@@ -293,10 +293,10 @@ def check_chunk_values(name: str, chunks: np.ndarray) -> None:
         raise ValueError(f"{name} must hold at most 2**31 - 1 {kind}, got {total}")
 
 
-def check_key_num(key_num: object, column_num: int) -> None:
-    """Require of key_num, where it is given and M is known, that it is M."""
-    if key_num is not None and check_int(key_num, "key_num") != column_num:
-        raise ValueError(f"key_num must be M = {column_num}, got {key_num}")
+def check_key_num(key_num: object, known: int | None) -> None:
+    """Require an int that is M, where that is known."""
+    if check_int(key_num, "key_num") != known and known is not None:
+        raise ValueError(f"key_num must be M = {known}, got {key_num}")
 
 
 def chunk_total(chunks: np.ndarray) -> int:

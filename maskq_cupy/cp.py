@@ -90,9 +90,7 @@ def cp_chunks(
 
 
 def _require_host(name: str, value: Any) -> None:
-    device = getattr(value, "__dlpack_device__", None)
-    on_host = device is None or int(device()[0]) in (1, 3)  # kDLCPU, kDLCUDAHost
-    if not on_host or hasattr(value, "__cuda_array_interface__"):
+    if host.is_on_gpu(value):
         raise TypeError(f"cp_chunks needs {name} on the host: reading it back would wait")
 
 

@@ -268,11 +268,11 @@ class Chunks(NamedTuple):
     """Chunks of rows or of keys."""
 
     values: Any
-    stride: int  # in 32-bit words: 1 for int32, 2 for int64
+    stride: int  # in 32-bit words: 1 for int32, 2 for int64; 0 of ALL_KEYS
     num: int
 
 
-ALL_KEYS = Chunks(0, 1, 0)  # in their order
+ALL_KEYS = Chunks(0, 0, 0)  # in their order
 
 
 def shard_scratch_nbytes(row_chunk_num: int, key_chunk_num: int = 0) -> int:
@@ -314,7 +314,7 @@ def shard_launches(
     blocks_a_slice = key_num // (2 * compiler.SIZES.block_threads * steps) + 1
     grid = slice_num * blocks_a_slice
     row_chunks, row_stride, row_chunk_num = rows
-    if row_chunk_num <= 2 and keys is ALL_KEYS:
+    if row_chunk_num <= 2 and not keys.stride:
         of_two = launch_of("shard_columns_of_two")(
             grid, columns=columns, column_num=column_num, row_chunks=row_chunks,
             row_stride=row_stride, row_chunk_num=row_chunk_num, shard=shard,

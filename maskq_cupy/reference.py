@@ -374,7 +374,8 @@ def shard_columns(
     keys = np.arange(column_num)
     if key_chunks is not None:
         keys = cp.tokens_of(host.host_chunks("key_chunks", key_chunks))
-    checks.check_key_num(key_num, len(keys))
+    if key_num is not None:
+        checks.check_key_num(key_num, len(keys))
     local = np.full((*array.shape[:-2], len(keys), 2), checks.chunk_total(chunks), np.int32)
     is_key = (keys >= 0) & (keys < column_num)
     local[..., is_key, :] = cp.rows_below(chunks, array[..., keys[is_key], :])

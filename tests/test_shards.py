@@ -276,7 +276,8 @@ def add_call(script, columns, rows, keys=None, key_num=None, odd=False, steps=No
     key_chunks = plan.ALL_KEYS
     if keys is not None:
         keys = np.asarray(keys, np.int64).reshape(-1, 2)
-        key_chunks = plan.Chunks(script.buffer(keys, 8 * odd), 2, len(keys))
+        # An array of none may have no address.
+        key_chunks = plan.Chunks(script.buffer(keys, 8 * odd) if len(keys) else 0, 2, len(keys))
     if key_num is None:
         key_num = column_num if keys is None else len(oracle.tokens_of(keys))
     shape = (*slices, key_num, 2)
