@@ -358,12 +358,13 @@ def calls_around_sizes():
     for num in sizes:
         # Of one row and two, a gap of one behind each; empties among them.
         lengths = rng.integers(0, 3, num)
+        lengths[-1:] = 2
         starts = np.cumsum(lengths + 1) - lengths
         many = np.stack([starts, starts + lengths], axis=1)
         row_num, column_num = int(many.max(initial=0)) + 3, 700
         columns = rng.integers(-2, row_num + 2, (column_num, 2)).astype(np.int32)
         columns[200:500] = np.sort(columns[200:500], axis=0)
-        in_order = rng.permutation(many)
+        in_order = np.append(rng.permutation(many)[1:], [[1, 3]], axis=0)  # as many, or one of none
         few = [[3, 9], [20, 400]]
         odd, steps = bool(num % 2), 3 if num % 3 else None
         for rows, keys in ((many, None), (few, in_order), (many, in_order)):
