@@ -167,11 +167,12 @@ def paddle_causal_offsets(columns, row_num, rank, world):
 
 
 def paddle_dual_chunks(columns, row_num, rank, world):
-    """Paddle's map for dual chunks r and 2 W - 1 - r: both cuts, added."""
+    """Paddle's map for dual chunks: a bound that is in the second has passed all of the first."""
     size = row_num // (2 * world)
-    first, second = rank * size, (2 * world - 1 - rank) * size
     bounds = columns.astype(int)
-    return np.clip(bounds - first, 0, size) + np.clip(bounds - second, 0, size)
+    first = np.clip(bounds - rank * size, 0, size)
+    second = np.clip(bounds - (2 * world - 1 - rank) * size, 0, size)
+    return np.maximum(first, np.where(second == 0, 0, size + second))
 
 
 def test_paddle():
