@@ -120,11 +120,11 @@ def _equal_parts(cuts: np.ndarray, world: int, sides: int) -> list[np.ndarray]:
     """Cut each [cuts[i], cuts[i + 1]) into sides * world equal parts; deal them to and fro."""
     parts = sides * world
     edges = cuts[:-1, None] + np.diff(cuts)[:, None] * np.arange(parts + 1) // parts
-    rank = np.arange(world)[:, None]
-    part = rank if sides == 1 else np.hstack([rank, parts - 1 - rank])
-    # (rank, cut, side): ascending in each rank.
-    starts, ends = (edges[:, part + i].transpose(1, 0, 2).reshape(world, -1) for i in (0, 1))
-    ranks = np.repeat(np.arange(world), starts.shape[1])
+    by_part = edges.astype(np.int32).T  # (part, cut)
+    starts, ends = by_part[:-1], by_part[1:]
+    if sides == 2:  # (rank, cut, side): ascending in each rank
+        starts, ends = (np.stack([x[:world], x[: world - 1 : -1]], axis=2) for x in (starts, ends))
+    ranks = np.repeat(np.arange(world, dtype=np.int32), sides * (len(cuts) - 1))
     return _merged(starts.reshape(-1), ends.reshape(-1), ranks, world)
 
 
@@ -133,10 +133,13 @@ def _merged(
 ) -> list[np.ndarray]:
     """Return each rank's ranges, those that touch as one, none empty; they come rank by rank."""
     filled = starts < ends
-    starts, ends, ranks = starts[filled], ends[filled], ranks[filled]
-    goes_on = (starts[1:] == ends[:-1]) & (ranks[1:] == ranks[:-1])
-    is_first, is_last = np.append(True, ~goes_on)[: len(starts)], np.append(~goes_on, True)
-    chunks = np.stack([starts[is_first], ends[is_last[: len(ends)]]], axis=1).astype(np.int32)
+    if not filled.all():
+        starts, ends, ranks = starts[filled], ends[filled], ranks[filled]
+    if not len(starts):
+        return [np.zeros((0, 2), np.int32) for _ in range(world)]
+    parts = (starts[1:] != ends[:-1]) | (ranks[1:] != ranks[:-1])  # no two that touch
+    is_first, is_last = np.append(True, parts), np.append(parts, True)
+    chunks = np.stack([starts[is_first], ends[is_last]], axis=1).astype(np.int32)
     return np.split(chunks, np.searchsorted(ranks[is_first], np.arange(1, world)))
 
 

@@ -3,6 +3,7 @@
 import doctest
 import itertools
 import time
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -297,15 +298,22 @@ def test_balanced_has_few_chunks_of_equal_rows(kind):
             assert {len(cp.chunk_rows(some)) for some in chunks} == {TOKENS // world}
 
 
-def test_host_time():
+@pytest.mark.parametrize("part", [simulate.imbalance_table, simulate.keys_table])
+def test_documented_figures_are_those_of_the_simulation(part):
+    document = Path(__file__).parent.parent / "docs" / "context_parallel.md"
+    assert part() in document.read_text()
+
+
+@pytest.mark.parametrize("scheme", cp.SCHEMES)
+def test_host_time(scheme):
+    """Of the processor, the best of some calls: others may be at work beside it."""
     cu = cuts(np.random.default_rng(6).multinomial(TOKENS, np.full(1000, 1 / 1000)))
-    for scheme in cp.SCHEMES:
-        seconds = []
-        for _ in range(7):
-            start = time.perf_counter()
-            cp.cp_chunks(cu, cu, 64, scheme)
-            seconds.append(time.perf_counter() - start)
-        assert min(seconds) <= 5e-3, (scheme, seconds)
+    seconds = []
+    for _ in range(15):
+        start = time.process_time()
+        cp.cp_chunks(cu, cu, 64, scheme)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) <= 5e-3, seconds
 
 
 # Bad input

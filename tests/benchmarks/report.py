@@ -206,7 +206,7 @@ def shards(runs, limit, case, least, most):
     """Return the goal of a rank's columns over their floor, for sizes of least up to most."""
     sizes = f"N = {tokens(least)}" + (f" to {tokens(most)}" if most > least else "")
     worst = over(runs, "shard", "read and fill", lambda r: least <= r["n"] <= most, case=case)
-    return Goal("shards", f"{case}, over read and fill, {sizes}", limit, worst)
+    return Goal("shard", f"{case}, over read and fill, {sizes}", limit, worst)
 
 
 def columns_and_shard(runs, n):
@@ -253,14 +253,14 @@ def goals(runs):
         shards(runs, 1.15, "zigzag", 2**24, 2**26),
         shards(runs, 2, "balanced", 2**17, 2**20),
         shards(runs, 4, "per_sequence", 2**17, 2**20),
-        Goal("shards", "columns and shard over columns", 3, columns_and_shard(runs, n)),
-        Goal("shards", "torch's operators for dual chunks, over ours", 5,
+        Goal("shard", "columns and shard over columns", 3, columns_and_shard(runs, n)),
+        Goal("shard", "torch's operators for dual chunks, over ours", 5,
              times_ours(runs, "dual chunks, torch's operators", "shard", n, case="zigzag"), "≥"),
-        Goal("shards", "`_create_cp_block_mask` over ours, W = 8", 100,
+        Goal("shard", "`_create_cp_block_mask` over ours, W = 8", 100,
              times_ours(runs, "_create_cp_block_mask", "columns, shard and tiles", n), "≥"),
-        Goal("shards", "host: torch in, `out=`, over a bare launch", 2,
+        Goal("shard", "host: torch in, `out=`, over a bare launch", 2,
              host(runs, "shard, torch in, out=, chunks on the GPU", 8192)),
-        Goal("shards", "host: `cp_chunks`, W = 64", 5, chunks_milliseconds(runs), unit=" ms"),
+        Goal("shard", "host: `cp_chunks`, W = 64", 5, chunks_milliseconds(runs), unit=" ms"),
     ]  # fmt: skip
 
 
