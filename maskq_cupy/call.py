@@ -9,6 +9,7 @@
 Inside, the arrays' device is the current one.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -183,10 +184,10 @@ class Call:
         return memory.ptr
 
     def read_back(self, array: Facts, entries: slice, why: str) -> np.ndarray:
-        """Copy entries of an array of shape (n,) to the host, and wait; `why` is of a capture."""
+        """Copy entries of an array, counted as if it were flat, and wait; `why` is of a capture."""
         self.forbid_in_capture(why)
         streams.wait_for_producers(self._launch, self._producers())
-        start, stop, _ = entries.indices(array.shape[0])
+        start, stop, _ = entries.indices(math.prod(array.shape))
         host = np.empty(stop - start, array.dtype)
         self.download(array.pointer + start * host.itemsize, host)
         return host
@@ -226,7 +227,7 @@ class Call:
         return {array.stream for array in self._given if array.stream is not None}
 
 
-def columns_of(call: Call) -> Facts:
+def columns_of(call: Call, check_form: Callable[..., int] = checks.check_columns_form) -> Facts:
     """Return the facts of the argument `columns`, of a form that a kernel can read."""
     if not call.inputs:
         raise TypeError(
@@ -235,7 +236,7 @@ def columns_of(call: Call) -> Facts:
             "maskq_cupy.reference has this function for those"
         )
     columns = call.inputs["columns"]
-    checks.check_columns_form(columns.dtype, columns.shape)
+    check_form(columns.dtype, columns.shape)
     checks.check_contiguous("columns", columns)
     checks.check_aligned("columns", columns, 8)
     return columns

@@ -19,6 +19,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import numpy as np
 import test_blocks
 import test_excess
+import test_shards
 import test_tree
 from on_cpu import calls, emulator
 from strategies import random_pack
@@ -54,6 +55,7 @@ SEARCH, SEQUENCES, ROWS, STAIRCASE = "search.cuh", "sequences.cuh", "rows.cuh", 
 COLUMNS, COLUMN_TILES, SUBTREES = "columns.cuh", "column_tiles.cuh", "tree.cuh"
 RULE, INTERVALS, TREE = "columns_rule.cu", "columns_intervals.cu", "columns_tree.cu"
 EXCESS, TILES = "excess.cu", "tile_lists.cu"
+CHUNKS, SHARD = "chunks.cuh", "shard.cu"
 
 # fmt: off
 MUTANTS = [
@@ -275,6 +277,86 @@ MUTANTS = [
     Mutant(TILES, "atomicAdd(&covering[tail - word_first], -1);", "", "difference"),
     Mutant(TILES, "listed += (unsigned)partials;", "", "carry"),
     Mutant(TILES, "__syncthreads();\n        for (unsigned w = warp;", "for (unsigned w = warp;", "barrier", "thread"),
+    # Chunks
+    Mutant(CHUNKS, "(int)max(min(start, highest), -highest - 1)", "(int)start", "saturate"),
+    Mutant(CHUNKS, "(unsigned)((unsigned long long)end - (unsigned long long)start)", "(unsigned)(end - nearest)", "length"),
+    Mutant(CHUNKS, "(unsigned)value[1] - (unsigned)value[0]", "(unsigned)value[1]", "length"),
+    Mutant(CHUNKS, "if (from + i < end) chunk[i]", "chunk[i]", "clip", "address"),
+    Mutant(CHUNKS, "(chunks.num + ENTRIES - 1) / ENTRIES", "chunks.num / ENTRIES", "rounding"),
+    Mutant(CHUNKS, "(chunks.num + group - 1) / group", "chunks.num / group", "rounding"),
+    Mutant(CHUNKS, "(num + threads - 1) / threads * group, sum", "(num / threads + 1) * group + 1, sum", "share"),
+    Mutant(CHUNKS, "at + i < end && (at + i) % group == 0", "at + i < end", "group"),
+    Mutant(CHUNKS, "at + i < end && (at + i) % group == 0", "(at + i) % group == 0", "clip"),
+    Mutant(CHUNKS, "make_int2(chunk[i].start, (int)sum);\n                sum", "make_int2(chunk[i].start, (int)(sum + chunk[i].length));\n                sum", "exclusive"),
+    Mutant(CHUNKS, "(int)((unsigned)entries[e].y + before)", "entries[e].y", "carry"),
+    Mutant(CHUNKS, "make_int2(INT32_MAX_VALUE, (int)(before + sum))", "make_int2(INT32_MAX_VALUE, (int)before)", "total"),
+    Mutant(CHUNKS, "stored[(unsigned long long)e * group]", "stored[e]", "group"),
+    Mutant(CHUNKS, "entries[num] = stored[chunks.num];", "entries[num] = stored[chunks.num - 1];", "total"),
+    Mutant(CHUNKS, "min(entry * group + group, chunks.num)", "entry * group + group", "clip", "address"),
+    Mutant(CHUNKS, "if (lane >= distance) v += other;\n    }\n    return v;\n}\n\n// Warps of a block that fill", "v += other;\n    }\n    return v;\n}\n\n// Warps of a block that fill", "scan"),
+    Mutant(CHUNKS, "threadIdx.x - warps.first * WARP_THREADS", "threadIdx.x", "half", "address"),
+    Mutant(CHUNKS, "before -= sum;\n    __syncthreads();\n    for (unsigned w = warps.first", "before -= sum;\n    for (unsigned w = warps.first", "barrier", "thread"),
+    Mutant(CHUNKS, "for (unsigned w = warps.first;", "for (unsigned w = 0;", "half"),
+    Mutant(CHUNKS, "if (!table.stored) table.move_share(thread, threads, before, sum);\n    __syncthreads();", "if (!table.stored) table.move_share(thread, threads, before, sum);", "barrier", "thread"),
+    # Shards
+    Mutant(SHARD, "(blockIdx.x / blocks_a_slice) * column_num)", "0 * column_num)", "slice"),
+    Mutant(SHARD, "(blockIdx.x / blocks_a_slice) * key_num)", "0 * key_num)", "slice"),
+    Mutant(SHARD, "blockIdx.x % blocks_a_slice * 2 * BLOCK_THREADS * steps", "blockIdx.x * 2 * BLOCK_THREADS * steps", "slice"),
+    Mutant(SHARD, "is_aligned(column_lead(columns) == lead)", "is_aligned(true)", "alignment", "address"),
+    Mutant(SHARD, "place < key_num && place + 1 < key_num && is_aligned", "place < key_num && is_aligned", "clip", "address"),
+    Mutant(SHARD, "if (place + i < key_num) pair[i] = columns[place + i];", "pair[i] = columns[place + i];", "clip", "address"),
+    Mutant(SHARD, "(step * BLOCK_THREADS + threadIdx.x) - lead", "(step * BLOCK_THREADS + threadIdx.x)", "lead", "address"),
+    Mutant(SHARD, "start < x && x <= next", "start < x", "segment"),
+    Mutant(SHARD, "start < x && x <= next", "x <= next", "segment"),
+    Mutant(SHARD, "start < x && x <= next", "start < x && x - 1 <= next", "bound"),
+    Mutant(SHARD, "x > start ? (unsigned)x - (unsigned)start : 0", "(unsigned)x - (unsigned)start", "clip"),
+    Mutant(SHARD, "min(inside, length)", "inside", "clip"),
+    Mutant(SHARD, "if (i < chunks.num) chunk[i] = chunks[i];", "chunk[i] = chunks[i];", "clip", "address"),
+    Mutant(SHARD, "first.rows_below(x) + second.rows_below(x)", "first.rows_below(x)", "second"),
+    Mutant(SHARD, "if (step + 1 < steps) tile.load(tile.place(step + 1), next);", "", "step"),
+    Mutant(SHARD, "if (rows.group == 1) return", "return", "group"),
+    Mutant(SHARD, "unsigned lo[1] = {first + 1}, hi[1] = {end};\n            int key", "unsigned lo[1] = {first}, hi[1] = {end - 1};\n            int key", "search"),
+    Mutant(SHARD, "if (chunk.start > start_below) {", "if (chunk.start >= start_below) {", "bound"),
+    Mutant(SHARD, "found.next = chunk.start;", "", "next"),
+    Mutant(SHARD, "found.below + found.length, chunk.length}", "found.below, chunk.length}", "carry"),
+    Mutant(SHARD, "max(column.x, 0) - 1, max(column.y, 0) - 1", "max(column.x, 0), max(column.y, 0)", "bound"),
+    Mutant(SHARD, "max(column.x, 0) - 1, max(column.y, 0) - 1", "column.x - 1, column.y - 1", "overflow", "address"),
+    Mutant(SHARD, "if (!lts.has(column.x) || !ute.has(column.y)) {", "if (!lts.has(column.x)) {", "segment"),
+    Mutant(SHARD, "if (!lts.has(column.x) || !ute.has(column.y)) {", "if (!ute.has(column.y)) {", "segment"),
+    Mutant(SHARD, "if (keys.group == 1) return", "return", "group"),
+    Mutant(SHARD, "unsigned lo[1] = {first + 1}, hi[1] = {end}, key[1] = {place};", "unsigned lo[1] = {first + 1}, hi[1] = {end - 1}, key[1] = {place};", "search"),
+    Mutant(SHARD, "if (rest < chunk.length) return", "if (rest <= chunk.length) return", "bound"),
+    Mutant(SHARD, "rest -= chunk.length;", "", "carry"),
+    Mutant(SHARD, "of_warp(max(place + lead, lead) - lead)", "of_warp(place)", "lead"),
+    Mutant(SHARD, "__shfl_sync(FULL_MASK, place, WARP_THREADS - 1) + 1", "__shfl_sync(FULL_MASK, place, 0) + 1", "last"),
+    Mutant(SHARD, "__shfl_sync(FULL_MASK, place, WARP_THREADS - 1) + 1", "__shfl_sync(FULL_MASK, place, WARP_THREADS - 1)", "last"),
+    Mutant(SHARD, "at[i] < key_num && lo[i] > 0", "lo[i] > 0", "total"),
+    Mutant(SHARD, "at[i] < key_num && lo[i] > 0", "at[i] < key_num", "clip", "address"),
+    Mutant(SHARD, "unsigned half = has_keys ? WARPS / 2 : WARPS;", "unsigned half = WARPS;", "half"),
+    Mutant(SHARD, "has_keys ? min(keys.total(), key_num) : 0", "has_keys ? key_num : 0", "total"),
+    Mutant(SHARD, "if (key[i] < column_num) loaded[i]", "if (true) loaded[i]", "clip", "address"),
+    Mutant(SHARD, "else missing |= 1u << i;", "", "padding"),
+    Mutant(SHARD, "make_int2(row_num, row_num)", "make_int2(0, 0)", "padding"),
+    Mutant(SHARD, "if (!(missing >> i & 1)) local[i]", "local[i]", "padding"),
+    Mutant(SHARD, "missing = missing_next;", "", "step"),
+    Mutant(SHARD, "at < first; at += BLOCK_THREADS) before_block", "at + 1 < first; at += BLOCK_THREADS) before_block", "off-by-one"),
+    Mutant(SHARD, "if (lane == WARP_THREADS - 1) atomicAdd(&warp_sums[WARPS], before_block);", "atomicAdd(&warp_sums[WARPS], before_block);", "lane"),
+    Mutant(SHARD, "if (threadIdx.x == 0) warp_sums[WARPS] = 0;", "", "start"),
+    Mutant(SHARD, "warp_sums[WARPS] = 0;\n    __syncthreads();", "warp_sums[WARPS] = 0;", "barrier", "thread"),
+    Mutant(SHARD, "if (own + i < chunks.num) sums[own + i]", "sums[own + i]", "clip", "address"),
+    Mutant(SHARD, "before += chunk[i].length;\n        if (own + i + 1 == chunks.num)", "if (own + i + 1 == chunks.num)", "carry"),
+    Mutant(SHARD, "if (own + i + 1 == chunks.num) sums[chunks.num]", "if (own + i + 1 == chunks.num) sums[chunks.num - 1]", "total"),
+    Mutant(SHARD, "before += warp_sums[WARPS];", "", "carry"),
+    Mutant(SHARD, "blockIdx.x - row_blocks, warp_sums", "blockIdx.x, warp_sums", "block", "address"),
+    # Needed keys
+    Mutant(SHARD, "if (block >= needed_num) return;", "", "bound", "address"),
+    Mutant(SHARD, "(block / blocks_a_slice) * column_num", "0 * column_num", "slice"),
+    Mutant(SHARD, "min(block_k, column_num - first)", "block_k", "clip", "address"),
+    Mutant(SHARD, "count += bounds.y < bounds.x;", "count += bounds.y <= bounds.x;", "bound"),
+    Mutant(SHARD, "if (is_last) needed[block] = (int)count;", "needed[block] = (int)count;", "lane"),
+    Mutant(SHARD, "if (is_last) atomicAdd(&of_block, (int)count);", "atomicAdd(&of_block, (int)count);", "lane"),
+    Mutant(SHARD, "if (threadIdx.x == 0) of_block = 0;", "", "start"),
+    Mutant(SHARD, "atomicAdd(&of_block, (int)count);\n    __syncthreads();", "atomicAdd(&of_block, (int)count);", "barrier", "thread"),
 ]
 # fmt: on
 
@@ -339,7 +421,22 @@ def run_tile_lists(executable, by):
 OF_COLUMNS = Suite((RULE, INTERVALS), run_columns)
 OF_TREES = Suite((TREE,), run_trees)
 OF_EXCESS = Suite((INTERVALS, EXCESS), run_excess)
+
+
+def run_shards(executable, by):
+    rng = np.random.default_rng(0)
+    part = 8 if by == "thread" else 1
+    edges = [*test_shards.calls_around_sizes(), *test_shards.misled_searches()]
+    test_shards.check(executable, list(test_shards.random_calls(rng, 80 // part)), SECONDS)
+    test_shards.check(executable, edges[::part], SECONDS)
+    test_shards.check_needed(executable, rng, 80 // part)
+    if by != "plain":
+        hostile = [test_shards.hostile_call(rng, n) for n in TOKENS * 30]
+        test_shards.run(executable, hostile[::part], SECONDS)
+
+
 OF_TILE_LISTS = Suite((TILES,), run_tile_lists)
+OF_SHARDS = Suite((SHARD,), run_shards)
 SUITES = {
     SEARCH: [OF_COLUMNS],
     SEQUENCES: [OF_COLUMNS],
@@ -353,6 +450,8 @@ SUITES = {
     TREE: [OF_TREES],
     EXCESS: [OF_EXCESS],
     TILES: [OF_TILE_LISTS],
+    CHUNKS: [OF_SHARDS],
+    SHARD: [OF_SHARDS],
 }
 
 
