@@ -16,7 +16,13 @@ from maskq_cupy.rule import INT32_MAX
 INDEX_DTYPES = ("int32", "int64")
 CU_SEQLENS = "int32 or int64 of shape (B + 1,)"
 INTERVALS = "int32 or int64 of shape (Q, 2) or (2 * Q,)"
-FORMS = {"cu_seqlens_q": CU_SEQLENS, "cu_seqlens_k": CU_SEQLENS, "attn_mask_kv": INTERVALS}
+FORMS = {
+    "cu_seqlens_q": CU_SEQLENS,
+    "cu_seqlens_k": CU_SEQLENS,
+    "attn_mask_kv": INTERVALS,
+    "row_chunks": "int32 or int64 of shape (C, 2)",
+    "key_chunks": "int32 or int64 of shape (K, 2)",
+}
 
 
 def form_error(
@@ -266,8 +272,7 @@ def check_slices_form(dtype: str, shape: Sequence[int], name: str = "columns") -
 def check_chunks_form(name: str, dtype: str, shape: Sequence[int]) -> int:
     """Require int32 or int64 of shape (C, 2), or (K, 2) of keys; return how many chunks."""
     if dtype not in INDEX_DTYPES or len(shape) != 2 or shape[1] != 2:
-        letter = "C" if name == "row_chunks" else "K"
-        raise form_error(name, f"int32 or int64 of shape ({letter}, 2)", dtype, shape)
+        raise form_error(name, FORMS[name], dtype, shape)
     return shape[0]
 
 
