@@ -2,7 +2,7 @@
 # A stamp file a set of extras, `.venv/.with-EXTRAS`, makes the next run quick.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu mutants soak sanitize bench lint wheel venv clean
+.PHONY: help demo test test-gpu mutants soak sanitize bench docs lint wheel venv clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -58,6 +58,9 @@ bench: $(FOR_BENCH) ## time everything on a GPU, and say which goals are reached
 	@failed=0; $(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-sort=name \
 	    --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks.json || failed=$$?; \
 	$(BIN)/python tests/benchmarks/report.py benchmarks.json && exit $$failed
+
+docs: $(FOR_BENCH) ## draw and count what the documentation shows, but for times on a GPU
+	$(BIN)/python tests/simulate_shards.py --write
 
 lint: $(FOR_LINT) ## check style, format and types
 	$(BIN)/ruff check

@@ -55,54 +55,65 @@ struct Rule {
     Parts blocks, chunks;
 };
 
-// Spans of keys, (start, end) each, of int32 (stride 1) or int64 (stride 2) as 32-bit words.
-struct SpanStarts {
-    Cuts words;
-    __device__ unsigned operator[](unsigned s) const
-    {
-        return words.words[2ull * s * words.stride];
-    }
-};
-
+// The ends of spans, each a start and an end in a row.
 struct SpanEnds {
     Cuts words;
-    __device__ unsigned operator[](unsigned s) const
-    {
-        return words.words[(2ull * s + 1) * words.stride];
-    }
+    __device__ unsigned operator[](unsigned s) const { return words[2 * s + 1]; }
 };
 
-// What a SequenceWindow asks for of the spans.
+// The spans of columns as a SequenceWindow's Source: a span is found by its end, as a sequence is.
 struct ColumnSpans {
     Cuts words;
     unsigned batch;  // how many
-    SpanStarts starts = {words};
     SpanEnds ends = {words};
 
     struct Sequence {
         unsigned end, start;
     };
 
-    // Reads span s; behind the last there is one that holds no column.
+    // Reads span s. Span `batch` holds no column.
     __device__ Sequence load(unsigned s) const
     {
         if (s >= batch) return {NO_END, NO_END};
-        return {ends[s], starts[s]};
+        return {ends[s], words[2 * s]};
     }
 
-    __device__ Sequence of_lane(const Sequence& own, unsigned lane) const
+    __device__ Sequence warp_shuffle(const Sequence& span, unsigned lane) const
     {
-        return {__shfl_sync(FULL_MASK, own.end, lane), __shfl_sync(FULL_MASK, own.start, lane)};
+        return {__shfl_sync(FULL_MASK, span.end, lane), __shfl_sync(FULL_MASK, span.start, lane)};
     }
 };
 
-// Returns (LTS, UTE) of a column of the sequence, whose span is this one if one holds it.
+// Finds what the columns of a warp are in, step by step.
+template <class Source>
+struct Finder {
+    using Sequence = typename Source::Sequence;
+
+    SequenceWindow<Source> window;
+    Sequence sequence;  // of the last column that was found; at first none, whose end is 0
+
+    __device__ explicit Finder(const Source& source) : window(source), sequence() {}
+
+    // Finds the sequence of each of the lane's columns. The span is that of the warp's columns.
+    __device__ void warp_find(Span span, const unsigned (&column)[2], Sequence (&found)[2])
+    {
+        for (Sequence& each : found) each = sequence;
+        if (sequence.end > span.last) return;
+        auto visit = [&](unsigned i, const Sequence& one, bool holds) {
+            found[i] = holds ? one : found[i];
+        };
+        unsigned lane = window.warp_find(span, column, visit);
+        sequence = window.source.warp_shuffle(window.lane_sequence, lane);
+    }
+};
+
+// Returns (LTS, UTE) of a column of the sequence. The span is the first that ends behind the column.
 __device__ int2 bounds(
-    const Rule& rule, const ColumnSequences::Sequence& own, const ColumnSpans::Sequence& span,
+    const Rule& rule, const ColumnSequences::Sequence& sequence, const ColumnSpans::Sequence& span,
     unsigned column)
 {
-    unsigned j = column - own.kv_start, q_len = own.q_end - own.q_start;
-    unsigned row_end = rule.is_top_left ? q_len : own.end - own.kv_start;
+    unsigned j = column - sequence.kv_start, q_len = sequence.q_end - sequence.q_start;
+    unsigned row_end = rule.is_top_left ? q_len : sequence.end - sequence.kv_start;
     bool is_sink = j < rule.sinks;
     int first = (int)(j - rule.right);
     if (rule.blocks.size > 0) first = (int)rule.blocks.start_of(j);
@@ -113,36 +124,13 @@ __device__ int2 bounds(
         behind = min(behind, is_sink ? NO_END : end);
     }
     if (span.start <= column) {
-        first = min(first, (int)(max(span.start, own.kv_start) - own.kv_start));
-        behind = max(behind, min(span.end, own.end) - own.kv_start);
+        first = min(first, (int)(max(span.start, sequence.kv_start) - sequence.kv_start));
+        behind = max(behind, min(span.end, sequence.end) - sequence.kv_start);
     }
     unsigned rows_from_ute = min(row_end - (unsigned)min(first, (int)row_end), q_len);
     unsigned rows_from_lts = min(row_end - min(behind, row_end), q_len);
-    return make_int2((int)(own.q_end - rows_from_lts), (int)(own.q_end - rows_from_ute));
+    return make_int2((int)(sequence.q_end - rows_from_lts), (int)(sequence.q_end - rows_from_ute));
 }
-
-// A warp's way through its columns: the sequences, or the spans, that they are in.
-template <class Of>
-struct Way {
-    using Sequence = typename Of::Sequence;
-
-    SequenceWindow<Of> window;
-    Sequence own;  // of the column before; at first none
-
-    __device__ explicit Way(const Of& of) : window(of), own() {}
-
-    // Finds that of each of a lane's columns; the span is that of the warp's.
-    __device__ void find(Span span, const unsigned (&column)[2], Sequence (&found)[2])
-    {
-        for (Sequence& each : found) each = own;
-        if (own.end > span.last) return;  // most go on in the one before
-        auto use = [&](unsigned i, const Sequence& sequence, bool is_it) {
-            found[i] = is_it ? sequence : found[i];
-        };
-        unsigned last = window.find(span, column, use);
-        own = window.of.of_lane(window.own, last);
-    }
-};
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_modified_rule(
     const unsigned* cu_seqlens_q,   // (>= batch + 1,) words of stride q_stride
@@ -171,24 +159,30 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_modified_
     Parts blocks = {causal_block, block_reciprocal, block_shift};
     Parts chunks = {chunk_size, chunk_reciprocal, chunk_shift};
     Rule rule = {left, right, sinks, is_top_left != 0, blocks, chunks};
-    Tile tile = tile_of_warp(columns, column_num, steps);
-    Way<ColumnSequences> sequences(ColumnSequences{pack});
-    Way<ColumnSpans> held(ColumnSpans{{spans, span_stride}, span_num});
-    sequences.window.range = sequences_of_block(sequences.window.of, tile.of_block);
-    held.window.range = sequences_of_block(held.window.of, tile.of_block);
+    WarpTile tile = warp_tile(columns, column_num, steps);
+    Finder<ColumnSequences> of_sequences(ColumnSequences{pack});
+    Finder<ColumnSpans> of_spans(ColumnSpans{{spans, span_stride}, span_num});
+    of_sequences.window.range = block_narrow_sequences(of_sequences.window.source, tile.block_columns);
+    of_spans.window.range = block_narrow_sequences(of_spans.window.source, tile.block_columns);
     unsigned start = tile.start, lead = tile.lead, lane = threadIdx.x % WARP_THREADS;
-    unsigned first = tile.own.first;
+    unsigned first = tile.warp_columns.first;
 #pragma unroll 1
-    for (unsigned step = 0; step < tile.steps && first <= tile.own.last; ++step) {
-        unsigned last = min(start - lead + 2 * WARP_THREADS - 1, tile.own.last);
+    for (unsigned step = 0; step < tile.steps && first <= tile.warp_columns.last; ++step) {
+        unsigned last = min(start - lead + 2 * WARP_THREADS - 1, tile.warp_columns.last);
         unsigned at = start + 2 * lane, column = at - lead;  // -1 in front of a half pair
-        unsigned two[2] = {min(max(at, lead) - lead, last), min(column + 1, last)};
-        ColumnSequences::Sequence sequence[2];
-        ColumnSpans::Sequence span[2];
-        sequences.find({first, last}, two, sequence);
-        held.find({first, last}, two, span);
         int2 pair[2];
-        for (unsigned i = 0; i < 2; ++i) pair[i] = bounds(rule, sequence[i], span[i], column + i);
+        // Mostly the columns are in the sequence of those before, and no other span is nearer.
+        if (last < min(of_sequences.sequence.end, of_spans.sequence.end)) {
+            for (unsigned i = 0; i < 2; ++i)
+                pair[i] = bounds(rule, of_sequences.sequence, of_spans.sequence, column + i);
+        } else {
+            unsigned two[2] = {min(max(at, lead) - lead, last), min(column + 1, last)};
+            ColumnSequences::Sequence sequence[2];
+            ColumnSpans::Sequence span[2];
+            of_sequences.warp_find({first, last}, two, sequence);
+            of_spans.warp_find({first, last}, two, span);
+            for (unsigned i = 0; i < 2; ++i) pair[i] = bounds(rule, sequence[i], span[i], column + i);
+        }
         store_pair(tile.columns, column, tile.column_num, pair[0], pair[1]);
         first = last + 1;
         start += 2 * WARP_THREADS;

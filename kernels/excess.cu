@@ -1,7 +1,7 @@
 // excess_of_rows: how many (row, key) pairs the columns of intervals show beyond them.
 //
-// A row is shown the keys from the smallest S of itself and the rows behind it up to the largest E of
-// itself and the rows before it: what its two staircases (staircase.cuh) say there.
+// The columns show a row the keys from starts to ends, its steps of the two staircases (staircase.cuh):
+// from the least S of the row and those behind it, to the greatest E of the row and those before it.
 //
 //     row      0  1  2  3
 //     S        0  0  2  1
@@ -12,33 +12,34 @@
 //     own      2  4  1  3
 //     excess   0  0  2  0
 //
-// Launched behind row_staircases, on as many blocks; a block counts one group. Reads 16 * Q bytes.
+// Launched behind row_staircases, on as many blocks. A block counts for one group. Reads 16 * Q bytes.
 
 #include "staircase.cuh"
 
 // What a block has found so far, in shared memory.
 struct Excess {
     unsigned long long pairs;
-    unsigned long long rows;  // how many there are from the first with excess on; 0 if none has
+    unsigned long long rows;  // from the first row with excess to the last of all; 0 if none has excess
 };
 
-// Adds what the rows of the block's group are shown beyond their own keys.
-__device__ void add_excess(
-    const Pack& pack, const Intervals& intervals, const Staircase<true>& up,
-    const Staircase<false>& low, Excess& found)
+// Adds to `found` what the rows of the block's group are shown beyond their own keys.
+__device__ void block_add_excess(
+    const Pack& pack, const Intervals& intervals, const Staircase<true>& end_stairs,
+    const Staircase<false>& start_stairs, Excess& found)
 {
-    unsigned first_tile = up.stored.first_tile(blockIdx.x), tile_end = up.stored.tile_end(blockIdx.x);
+    unsigned first_tile = end_stairs.stored.first_tile(blockIdx.x);
+    unsigned tile_end = end_stairs.stored.tile_end(blockIdx.x);
     unsigned row_num = intervals.row_num;
-    unsigned row = up.stored.first_row(first_tile) + PER_THREAD * threadIdx.x;
+    unsigned row = end_stairs.stored.first_row(first_tile) + PER_THREAD * threadIdx.x;
     unsigned long long pairs = 0, rows = 0;
-    Span span = {up.stored.first_row(first_tile), up.stored.last_row(tile_end - 1)};
+    Span span = {end_stairs.stored.first_row(first_tile), end_stairs.stored.last_row(tile_end - 1)};
     RowWarp warp(pack, row_num, span);
 #pragma unroll 1
     for (unsigned tile = first_tile; tile < tile_end; ++tile, row += TILE) {
         Four start, end;
         load_intervals(intervals, row, start, end);
-        warp.to_pack_coordinates(row, start, end);
-        Four shown_end = up.load(tile), shown_start = low.load(tile);
+        warp.warp_to_pack_coordinates(row, start, end);
+        Four shown_end = end_stairs.load(tile), shown_start = start_stairs.load(tile);
         for (unsigned i = 0; i < PER_THREAD; ++i) {
             if (row + i >= row_num) continue;
             long long own_keys = max((long long)end.at[i] - start.at[i], 0LL);
@@ -73,13 +74,13 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void excess_of_rows(
     __shared__ WarpEdges max_edges, min_edges;
     __shared__ Excess found;
     if (threadIdx.x == 0) found = {0, 0};
-    scan_group_edges(group_edges, gridDim.x, group_ends, group_starts, max_edges, min_edges);
+    block_scan_group_edges(group_edges, gridDim.x, group_ends, group_starts, max_edges, min_edges);
     Staircases stored = {ends, starts, row_num, group_shift};
-    Staircase<true> up = {ends, group_ends, gridDim.x, stored};
-    Staircase<false> low = {starts, group_starts, gridDim.x, stored};
+    Staircase<true> end_stairs = {ends, group_ends, gridDim.x, stored};
+    Staircase<false> start_stairs = {starts, group_starts, gridDim.x, stored};
     Intervals intervals = intervals_of(attn_mask_kv, row_num, is_int64);
     Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
-    add_excess(pack, intervals, up, low, found);
+    block_add_excess(pack, intervals, end_stairs, start_stairs, found);
     __syncthreads();
     if (threadIdx.x == 0 && found.rows != 0) {
         atomicAdd(pairs, found.pairs);

@@ -1,19 +1,31 @@
-// Rows in, each with the keys that it sees: intervals, clipped to their sequences, in pack coordinates.
+// Which keys each row sees: its interval, clipped to its sequence, in the columns of the whole pack.
 //
-// E and S of a row are where its keys end and start. A row that sees nothing has the start of its
-// sequence's keys as E and their end as S; a row in no sequence has NO_ROW as both.
+// S and E of a row are the columns where its keys start and end. A row that sees nothing has the end
+// of its sequence's keys as S, and their start as E. A row in no sequence has NO_ROW as both.
 
 #include "sequences.cuh"
 
-#define PER_THREAD 4
-#define TILE (BLOCK_THREADS * PER_THREAD)
-#define NO_ROW INT32_MAX_VALUE  // above every column
+constexpr int PER_THREAD = 4;                     // rows, or columns, in a row
+constexpr int TILE = BLOCK_THREADS * PER_THREAD;  // those of a block
+constexpr int NO_ROW = INT32_MAX_VALUE;           // above every column
 
 struct Four {
     int at[PER_THREAD];
 };
 
-// attn_mask_kv: row_num pairs (start, end) of int32 or int64, of which those of rows in no sequence do not count.
+// Reads four numbers at once, and writes them. They are 16-byte aligned.
+__device__ Four get_four(const int* at)
+{
+    int4 four = *reinterpret_cast<const int4*>(at);
+    return {{four.x, four.y, four.z, four.w}};
+}
+
+__device__ void put_four(int* at, const Four& v)
+{
+    *reinterpret_cast<int4*>(at) = make_int4(v.at[0], v.at[1], v.at[2], v.at[3]);
+}
+
+// attn_mask_kv: row_num pairs (start, end) of int32 or int64. Pairs of rows in no sequence do not count.
 struct Intervals {
     const void* pairs;
     unsigned row_num;
@@ -27,12 +39,14 @@ __device__ Intervals intervals_of(const void* pairs, unsigned row_num, int is_in
     return {pairs, row_num, is_int64 != 0, is_aligned};
 }
 
+// Returns the key as int32: the nearest number from 0 to INT32_MAX.
 __device__ int saturate(long long key)
 {
     return (int)min(max(key, 0LL), (long long)INT32_MAX_VALUE);
 }
 
-// Reads four rows' starts and ends as int32, saturated; rows from row_num on are 0.
+// Reads the starts and ends of four rows from `row` on, as int32. int64 is saturated. Rows from row_num
+// on have 0 as both.
 __device__ void load_intervals(const Intervals& intervals, unsigned row, Four& start, Four& end)
 {
     if (!intervals.is_int64 && intervals.is_aligned && row + PER_THREAD <= intervals.row_num) {
@@ -56,8 +70,8 @@ __device__ void load_intervals(const Intervals& intervals, unsigned row, Four& s
     }
 }
 
-// What a SequenceWindow asks for.
-struct RowsOf {
+// The sequences of rows, as a SequenceWindow's Source.
+struct RowSequences {
     Pack pack;
     SequenceEnds ends = {pack.q};
     unsigned batch = pack.batch;
@@ -73,56 +87,56 @@ struct RowsOf {
         return {pack.q[b + 1], (int)pack.k[b], (int)pack.k[b + 1]};
     }
 
-    __device__ Sequence of_lane(const Sequence& own, unsigned lane) const
+    __device__ Sequence warp_shuffle(const Sequence& sequence, unsigned lane) const
     {
         return {
-            __shfl_sync(FULL_MASK, own.end, lane),
-            __shfl_sync(FULL_MASK, own.kv_start, lane),
-            __shfl_sync(FULL_MASK, own.kv_end, lane)};
+            __shfl_sync(FULL_MASK, sequence.end, lane),
+            __shfl_sync(FULL_MASK, sequence.kv_start, lane),
+            __shfl_sync(FULL_MASK, sequence.kv_end, lane)};
     }
 };
 
 // Turns a row's start and end into S and E.
-__device__ void clip_to_sequence(const RowsOf::Sequence& own, int& start, int& end)
+__device__ void clip_to_sequence(const RowSequences::Sequence& sequence, int& start, int& end)
 {
-    int kv_len = (int)((unsigned)own.kv_end - (unsigned)own.kv_start);
+    int kv_len = (int)((unsigned)sequence.kv_end - (unsigned)sequence.kv_start);
     int s = min(max(start, 0), kv_len), e = min(max(end, 0), kv_len);
-    start = s < e ? (int)((unsigned)own.kv_start + (unsigned)s) : own.kv_end;
-    end = s < e ? (int)((unsigned)own.kv_start + (unsigned)e) : own.kv_start;
+    start = s < e ? (int)((unsigned)sequence.kv_start + (unsigned)s) : sequence.kv_end;
+    end = s < e ? (int)((unsigned)sequence.kv_start + (unsigned)e) : sequence.kv_start;
 }
 
-// A warp's way through the block's rows, forward, PER_THREAD rows a lane at a time.
+// A warp on its way through the block's rows, forward, PER_THREAD rows a lane at a time.
 struct RowWarp {
-    SequenceWindow<RowsOf> window;
+    SequenceWindow<RowSequences> window;
     unsigned row_num;
-    RowsOf::Sequence own;  // of the row before; at first none
+    RowSequences::Sequence sequence;  // of the last row that was found; at first none, whose end is 0
 
-    // For the whole block, whose rows are the span.
+    // The whole block makes its warps together. The span is that of the block's rows.
     __device__ RowWarp(const Pack& pack, unsigned row_num, Span rows)
-        : window(RowsOf{pack}), row_num(row_num), own()
+        : window(RowSequences{pack}), row_num(row_num), sequence()
     {
-        window.range = sequences_of_block(window.of, rows);
+        window.range = block_narrow_sequences(window.source, rows);
     }
 
-    // Turns the starts and ends of the thread's four rows into S and E. Rows from row_num on are like
-    // the last.
-    __device__ void to_pack_coordinates(unsigned row, Four& start, Four& end)
+    // Turns the starts and ends of each lane's four rows into S and E. Rows from row_num on are taken
+    // to be in the sequence of the last row.
+    __device__ void warp_to_pack_coordinates(unsigned row, Four& start, Four& end)
     {
-        unsigned first = of_warp(row), last_row = row_num - 1;
+        unsigned first = warp_uniform(row), last_row = row_num - 1;
         Span span = {min(first, last_row), min(first + PER_THREAD * WARP_THREADS - 1, last_row)};
-        if (span.last < own.end) {  // most go on in the sequence before
-            for (int i = 0; i < PER_THREAD; ++i) clip_to_sequence(own, start.at[i], end.at[i]);
+        if (span.last < sequence.end) {  // mostly: the rows are in the sequence of those before
+            for (int i = 0; i < PER_THREAD; ++i) clip_to_sequence(sequence, start.at[i], end.at[i]);
             return;
         }
         unsigned rows[PER_THREAD];
         for (unsigned i = 0; i < PER_THREAD; ++i) rows[i] = min(row + i, last_row);
-        auto use = [&](unsigned i, const RowsOf::Sequence& sequence, bool is_it) {
+        auto visit = [&](unsigned i, const RowSequences::Sequence& found, bool holds) {
             int s = start.at[i], e = end.at[i];
-            clip_to_sequence(sequence, s, e);
-            start.at[i] = is_it ? s : start.at[i];
-            end.at[i] = is_it ? e : end.at[i];
+            clip_to_sequence(found, s, e);
+            start.at[i] = holds ? s : start.at[i];
+            end.at[i] = holds ? e : end.at[i];
         };
-        unsigned of_last = window.find(span, rows, use);
-        own = window.of.of_lane(window.own, of_last);
+        unsigned last_lane = window.warp_find(span, rows, visit);
+        sequence = window.source.warp_shuffle(window.lane_sequence, last_lane);
     }
 };

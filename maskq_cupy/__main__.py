@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from maskq_cupy import checks, picture, reference
+from maskq_cupy import checks, cp, picture, reference
 from maskq_cupy.columns import get_attn_mask_q
 from maskq_cupy.compiler import compile_sources
 from maskq_cupy.gpu import gpu_problem, require_cupy
@@ -63,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="128,128",
         help="draw tiles of ROWS,KEYS, or of one size, too",
     )
+    add("--shards", type=int, metavar="4", help="deal the rows to so many ranks, and draw each")
+    add("--scheme", metavar="zigzag", help=f"how to deal them: {', '.join(cp.SCHEMES)}")
     add("--png", metavar="FILE", help="save the picture too (needs matplotlib)")
     demo = commands.add_parser("demo", help="pack, check, draw and time real documents")
     demo.set_defaults(run=_demo)
@@ -153,6 +155,7 @@ def _show(options: argparse.Namespace) -> int:
         if intervals is not None:
             beyond = reference.excess_runs(cu_seqlens_q, cu_seqlens_k, intervals)
         tile = _block_size(options.tiles)
+        shards = _shards(options, columns, cu_seqlens_q, cu_seqlens_k, tile)
         if options.png:
             picture.save_png(columns, cu_seqlens_q, cu_seqlens_k, options.png, tile, beyond)
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
@@ -163,6 +166,8 @@ def _show(options: argparse.Namespace) -> int:
     _draw(columns, cu_seqlens_q, cu_seqlens_k, beyond)
     if tile is not None:
         print("\n" + picture.tile_drawing(columns, int(cu_seqlens_q[-1]), tile, width=_width()))
+    if shards:
+        print("\n" + shards)
     if options.png:
         print(f"\nSaved {options.png}")
     if beyond is not None and len(beyond[0]):
@@ -189,6 +194,28 @@ def _cu_seqlens(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
         expected = "--q-lens and --k-lens must each have a length >= 0 for every sequence"
         raise ValueError(f"{expected}, got {q_lens!s:.60} and {k_lens!s:.60}")
     return _pack(q_lens), _pack(k_lens)
+
+
+def _shards(
+    options: argparse.Namespace,
+    columns: np.ndarray,
+    cu_seqlens_q: np.ndarray,
+    cu_seqlens_k: np.ndarray,
+    tile: tuple[int, int] | None,
+) -> str:
+    """Return the drawing of the ranks that --shards asks for; their work is the mask's tiles."""
+    if options.shards is None:
+        if options.scheme is not None:
+            raise ValueError("--scheme needs --shards: how many ranks there are")
+        return ""
+    lists = reference.to_blocks(columns, int(cu_seqlens_q[-1]), cp.TILE)
+    chunks = cp.cp_chunks(
+        cu_seqlens_q, cu_seqlens_k, options.shards, options.scheme or "balanced",
+        work=lists.kv_num_blocks + lists.full_kv_num_blocks,
+    )  # fmt: skip
+    return picture.shard_drawing(
+        columns, cu_seqlens_q, cu_seqlens_k, chunks, tile or cp.TILE, width=_width()
+    )
 
 
 def _load_intervals(path: str) -> np.ndarray:

@@ -23,6 +23,8 @@ FORMS = {
     "cu_seqlens_k": CU_SEQLENS,
     "attn_mask_kv": INTERVALS,
     "spans": SPANS,
+    "row_chunks": "int32 or int64 of shape (C, 2)",
+    "key_chunks": "int32 or int64 of shape (K, 2)",
 }
 
 
@@ -70,8 +72,6 @@ def check_intervals_given(attn_mask_kv: object) -> None:
 
 def check_token_num(value: object, name: str = "kv_token_num") -> int:
     """Require an int in [0, 2**31 - 1]; return it."""
-    if type(value) is int and 0 <= value <= INT32_MAX:
-        return value
     return check_int(value, name, expected="an int or None")
 
 
@@ -80,6 +80,8 @@ def check_int(value: object, name: str, lowest: int = 0, expected: str = "an int
 
     While torch traces, its symbolic ints stand for any.
     """
+    if type(value) is int and lowest <= value <= INT32_MAX:
+        return value  # by far the most: at once
     if not is_int(value):
         wait = ": give an int: int(x) of a GPU array waits" if hasattr(value, "shape") else ""
         raise TypeError(f"{name} must be {expected}, got {type(value).__name__}{wait}")
@@ -264,14 +266,17 @@ def check_target(name: str, target: Facts, alignment: int, inputs: dict[str, Fac
         _check_writable(name, target)
     if target.pointer % alignment:
         check_aligned(name, target, alignment)
-    forbid_overlap(name, target, inputs.values())
+    start, end = target.pointer, target.pointer + target.nbytes
+    for other in inputs.values():
+        if other.pointer < end and start < other.pointer + other.nbytes:
+            forbid_overlap(name, target, [other])
 
 
 def _check_writable(name: str, target: Facts) -> None:
     """Require that nothing says of an array that it is read-only, its DLPack capsule neither."""
-    value = target.value if target.stream is not None else target.value[0]
-    if not target.writable or (target.stream is None and is_read_only_by_capsule(value)):
-        raise ValueError(f"{name} must be writable, got a read-only {type(value).__name__}")
+    by_dlpack = target.stream is None
+    if not target.writable or (by_dlpack and is_read_only_by_capsule(target.value)):
+        raise ValueError(f"{name} must be writable, got a read-only {type(target.value).__name__}")
 
 
 def check_scratch(memory: Facts, nbytes: int) -> None:
@@ -294,3 +299,57 @@ def forbid_overlap(name: str, array: Facts, given: Iterable[Facts]) -> None:
                 f"{name} must not overlap the other arrays, got {start:#x} to {end:#x} "
                 f"over {other.pointer:#x} to {other.pointer + other.nbytes:#x}"
             )
+
+
+def check_slices_form(dtype: str, shape: Sequence[int], name: str = "columns") -> int:
+    """Require int32 of shape (N, 2) or (b, h, N, 2); return N."""
+    if dtype != "int32" or len(shape) not in (2, 4) or shape[-1] != 2:
+        raise form_error(name, "int32 of shape (N, 2) or (b, h, N, 2)", dtype, shape)
+    return shape[-2]
+
+
+def check_chunks_form(name: str, dtype: str, shape: Sequence[int]) -> int:
+    """Require int32 or int64 of shape (C, 2), or (K, 2) of keys; return how many chunks."""
+    if dtype not in INDEX_DTYPES or len(shape) != 2 or shape[1] != 2:
+        raise form_error(name, FORMS[name], dtype, shape)
+    return shape[0]
+
+
+def check_chunk_values(name: str, chunks: np.ndarray) -> None:
+    """Require [start, end), start <= end, those of rows ascending from 0; not too many tokens."""
+    are_rows = name == "row_chunks"
+    starts, ends = chunks.T
+    backwards = np.flatnonzero((starts > ends) | ((starts < 0) if are_rows else False))
+    if backwards.size:
+        i = int(backwards[0])
+        least = "0 <= start <= end" if are_rows else "start <= end"
+        raise ValueError(
+            f"{name} must hold [start, end) with {least}, got {name}[{i}] = {chunks[i].tolist()}"
+        )
+    late = np.flatnonzero(starts[1:] < ends[:-1]) + 1
+    if are_rows and late.size:
+        i = int(late[0])
+        raise ValueError(
+            f"{name} must ascend without overlap, got {name}[{i}] = {chunks[i].tolist()} after "
+            f"{name}[{i - 1}] = {chunks[i - 1].tolist()}: the order of a rank's rows is free, "
+            "sort them"
+        )
+    total = chunk_total(chunks)
+    if total > INT32_MAX:
+        kind = "rows" if are_rows else "keys"
+        raise ValueError(f"{name} must hold at most 2**31 - 1 {kind}, got {total}")
+
+
+def check_key_num(key_num: object, known: int | None) -> None:
+    """Require an int that is M, where that is known."""
+    if check_int(key_num, "key_num") != known and known is not None:
+        raise ValueError(f"key_num must be M = {known}, got {key_num}")
+
+
+def chunk_total(chunks: np.ndarray) -> int:
+    """Return the tokens of int64 chunks with start <= end, whatever their number."""
+    starts, ends = chunks.view(np.uint64).T
+    lengths = ends - starts  # exact below 2**64
+    if lengths.size and lengths.max() > INT32_MAX:
+        return sum(lengths.tolist())
+    return int(lengths.sum())

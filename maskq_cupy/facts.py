@@ -36,6 +36,7 @@ class Facts:
     writable: bool = True
     stream: int | None
     value: Any
+    kept: Any = None  # what else must live so long
 
 
 # By table: str() of a NumPy dtype costs more than reading the rest of the array's facts.
@@ -49,7 +50,28 @@ def facts_of(value: Any, name: str, launch: int, current: int) -> Facts | None:
     launch and current are the pointers of the launch stream and of CuPy's current one.
     """
     if isinstance(value, gpu.ndarray):
-        return _from_cupy(value, current)
+        facts, data, dtype = Facts(), value.data, value.dtype
+        facts.pointer = data.ptr
+        facts.dtype = _NAMES.get(dtype) or str(dtype)
+        facts.shape = value.shape
+        facts.nbytes = value.nbytes
+        facts.device = data.device_id
+        facts.contiguous = value._c_contiguous
+        facts.stream = current
+        facts.value = value
+        return facts
+    return _of_framework(value, name, launch)
+
+
+def facts_on_gpu(value: Any, name: str, launch: int, current: int) -> Facts:
+    """Return the facts of an array that must be on a GPU."""
+    facts = facts_of(value, name, launch, current)
+    if facts is None:
+        raise TypeError(f"{name} must be an array on a GPU, got {type(value).__name__} on the host")
+    return facts
+
+
+def _of_framework(value: Any, name: str, launch: int) -> Facts | None:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _from_torch(torch, value, name) if value.is_cuda else None
@@ -62,27 +84,6 @@ def facts_of(value: Any, name: str, launch: int, current: int) -> Facts | None:
     if hasattr(value, "__cuda_array_interface__"):
         return _from_cuda_array_interface(value)
     return None
-
-
-def facts_on_gpu(value: Any, name: str, launch: int, current: int) -> Facts:
-    """Return the facts of an array that must be on a GPU."""
-    facts = facts_of(value, name, launch, current)
-    if facts is None:
-        raise TypeError(f"{name} must be an array on a GPU, got {type(value).__name__} on the host")
-    return facts
-
-
-def _from_cupy(value: Any, stream: int | None) -> Facts:
-    facts, data, dtype = Facts(), value.data, value.dtype
-    facts.pointer = data.ptr
-    facts.dtype = _NAMES.get(dtype) or str(dtype)
-    facts.shape = value.shape
-    facts.nbytes = value.nbytes
-    facts.device = data.device_id
-    facts.contiguous = value._c_contiguous
-    facts.stream = stream
-    facts.value = value
-    return facts
 
 
 def _from_torch(torch: Any, value: Any, name: str) -> Facts:
@@ -118,9 +119,11 @@ def _from_dlpack(value: Any, name: str, launch: int) -> Facts:
             raise TypeError(
                 f"{name} must export by DLPack, got {type(error).__name__}: {error}"
             ) from error
-    facts = _from_cupy(array, None)
+    facts = facts_of(array, name, launch, launch)
+    assert facts is not None  # of a CuPy array
+    facts.stream = None
     facts.writable = not _is_read_only(value)
-    facts.value = (value, array)
+    facts.value, facts.kept = value, array
     return facts
 
 

@@ -97,3 +97,26 @@ def host_spans(spans: Any, column_num: int) -> np.ndarray:
     array = array.reshape(-1, 2).astype(np.int64)
     checks.check_spans_values(array, column_num)
     return array
+
+
+def host_chunks(name: str, value: Any) -> np.ndarray:
+    """Check the form and the values of "row_chunks" or "key_chunks" on the host; return int64."""
+    array = host_array(name, value, checks.FORMS[name])
+    if array.shape == (0,):
+        array = array.reshape(0, 2)
+    checks.check_chunks_form(name, str(array.dtype), array.shape)
+    chunks = array.astype(np.int64)
+    checks.check_chunk_values(name, chunks)
+    return chunks
+
+
+def is_on_gpu(value: Any) -> bool:
+    """Is the value an array on a GPU? Asked of its type first: nothing is built."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return False
+    if hasattr(value, "is_cuda"):  # a torch tensor
+        return bool(value.is_cuda)
+    if hasattr(type(value), "__cuda_array_interface__"):
+        return True
+    device = getattr(value, "__dlpack_device__", None)
+    return device is not None and int(device()[0]) not in (1, 3)  # kDLCPU, kDLCUDAHost

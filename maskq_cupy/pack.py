@@ -40,13 +40,16 @@ def pack_of(
     q, k = inputs["cu_seqlens_q"], inputs["cu_seqlens_k"]
     if not is_on_host:
         _check_cuts(q, k)
-    intervals = _intervals(inputs["attn_mask_kv"]) if "attn_mask_kv" in inputs else None
-    if "parent" in inputs:
-        _check_parents(inputs["parent"], k)
+    intervals = None
+    if len(inputs) > 2:
+        if "attn_mask_kv" in inputs:
+            intervals = _intervals(inputs["attn_mask_kv"])
+        if "parent" in inputs:
+            _check_parents(inputs["parent"], k)
         if "full" in inputs:
             _check_full(inputs["full"], k)
-    if "spans" in inputs and not is_on_host:
-        _check_spans(inputs["spans"])
+        if "spans" in inputs and not is_on_host:
+            _check_spans(inputs["spans"])
     if column_num is None:
         column_num = _read_column_num(call) if has_columns else 0
     if validate and not is_on_host:

@@ -6,18 +6,20 @@ NumPy is all that is needed; matplotlib (the ``plot`` extra) is imported when a 
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from maskq_cupy import checks, reference
+from maskq_cupy import checks, cp, reference
 
 LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 COLOURS = ("#2f6db5", "#e07b39", "#3a9a5b", "#b0407f", "#7b62b8", "#b08d1e", "#23919c", "#374151")
 SEVERAL_SEQUENCES, NO_SEQUENCE = -1, -2  # of a cell
 EMPTY, PARTIAL, FULL = 0, 1, 2  # of a tile
 Runs = tuple[np.ndarray, np.ndarray, np.ndarray]  # row, first key, key behind the last
+RANKS = np.array(list("0123456789abcdefghijklmnopqrstuvwxyz"))
+MOST_RANKS_DRAWN = 8
 PNG_CELLS = 600  # along each side: about as many as the picture has pixels for
 
 
@@ -184,6 +186,66 @@ def tile_drawing(
     several = " or different ones" if cells.size < states.size else ""
     lines.append(f"#: full, +: partial{several}, .: empty")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def shard_drawing(
+    columns: np.ndarray,
+    cu_seqlens_q: np.ndarray,
+    cu_seqlens_k: np.ndarray,
+    chunks: Sequence[np.ndarray],
+    block_size: int | tuple[int, int] = 128,
+    width: int = 80,
+    height: int = 40,
+) -> str:
+    """Return who holds which rows, in text, and what each rank sees of all keys.
+
+    Args:
+        columns: int32, shape (N, 2), columns [LTS, UTE].
+        cu_seqlens_q: int32 or int64, shape (B + 1,) or longer.
+        cu_seqlens_k: int32 or int64, shape (B + 1,).
+        chunks: each rank's row chunks, a partition of the rows.
+        block_size: (rows, columns) of the tiles that are counted, or one int for both.
+        width: most characters in a line, 40 or more.
+        height: most lines of the drawings of the first eight ranks, together; 4 or more each.
+    """
+    block_size = checks.check_block_size(block_size)
+    row_num, ranks = int(cu_seqlens_q[len(cu_seqlens_k) - 1]), len(chunks)
+    lines = [f"{ranks} ranks; rows 0 to {row_num} from left to right, by the rank that holds them:"]
+    lines.append("  " + _holders(chunks, row_num, width - 2))
+    lines += [
+        "",
+        f"{'rank':>6}  {'rows':>10}  {'chunks':>8}  {'live tiles':>10}  {'needed keys':>11}",
+    ]
+    pictures = []
+    for rank, some in enumerate(chunks):
+        local, rows = reference.shard_columns(columns, some), len(cp.chunk_rows(some))
+        blocks = reference.to_blocks(local, rows, block_size)
+        tiles = int(blocks.kv_num_blocks.sum() + blocks.full_kv_num_blocks.sum())
+        needed = int(np.count_nonzero(local[:, 1] < local[:, 0]))
+        lines.append(f"{rank:>6}  {rows:>10}  {len(some):>8}  {tiles:>10}  {needed:>11}")
+        if rank < MOST_RANKS_DRAWN:
+            own_height = max(height // min(ranks, MOST_RANKS_DRAWN), 4)
+            own_cuts = cp.rows_below(some, cu_seqlens_q)
+            own = drawing(local, own_cuts, cu_seqlens_k, width, own_height)
+            pictures += ["", f"Rank {rank} holds the rows {_ranges(some)}, as its own:", own]
+    high, wide = block_size
+    lines.append(f"Tiles of {high} rows x {wide} keys; a needed key is seen by a row of the rank.")
+    return "\n".join([*lines, *pictures])
+
+
+def _holders(chunks: Sequence[np.ndarray], row_num: int, most: int) -> str:
+    """Return a character a cell of rows: the rank that holds all of them, or *."""
+    edges = np.unique(np.rint(np.linspace(0, row_num, min(row_num, most) + 1)).astype(np.int64))
+    held = np.array([np.diff(cp.rows_below(some, edges)) for some in chunks])
+    cells = np.where((held > 0).sum(axis=0) == 1, RANKS[held.argmax(axis=0) % len(RANKS)], "*")
+    return "".join(cells)
+
+
+def _ranges(chunks: np.ndarray, most: int = 6) -> str:
+    pairs = [(start, end - 1) for start, end in chunks[:most].tolist()]
+    ranges = [f"{a} to {b}" if a < b else f"{a}" for a, b in pairs]
+    more = f" and {len(chunks) - most:,} ranges more" if len(chunks) > most else ""
+    return (", ".join(ranges) or "none") + more
 
 
 def _tile_states(columns: np.ndarray, q_token_num: int, block_size: tuple[int, int]) -> np.ndarray:

@@ -299,3 +299,103 @@ def dense_launch(columns: Any, column_num: int, row_num: int, shown: Any) -> Lau
         grid, columns=columns, column_num=column_num, row_num=row_num,
         rows_per_block=rows_per_block, blocks_a_row=blocks_a_row, shown=shown,
     )  # fmt: skip
+
+
+class Chunks(NamedTuple):
+    """Chunks of rows or of keys."""
+
+    values: Any
+    stride: int  # in 32-bit words: 1 for int32, 2 for int64; 0 of ALL_KEYS
+    num: int
+
+
+ALL_KEYS = Chunks(0, 0, 0)  # in their order
+
+
+def shard_scratch_nbytes(row_chunk_num: int, key_chunk_num: int = 0) -> int:
+    """Return the bytes of scratch memory that `shard_columns` of so many chunks needs.
+
+    8 a chunk of the side that has more than 4,096; none up to there.
+
+    >>> shard_scratch_nbytes(4096, 4096), shard_scratch_nbytes(8192)
+    (0, 65552)
+    """
+    return _sums_nbytes(row_chunk_num) + _sums_nbytes(key_chunk_num)
+
+
+def _sums_nbytes(chunk_num: int) -> int:
+    """Return the bytes that chunk_sums writes of so many chunks; 0 where blocks count them."""
+    if chunk_num <= 16 * compiler.SIZES.block_threads:
+        return 0
+    return (8 * (chunk_num + 1) + 15) // 16 * 16
+
+
+def shard_launches(
+    columns: Any,
+    slice_num: int,
+    column_num: int,
+    rows: Chunks,
+    keys: Chunks,
+    shard: Any,
+    key_num: int,
+    scratch: Any,
+) -> tuple[Launch, ...]:
+    """Return the launches that write a shard; slice_num and key_num are at least 1.
+
+    One, and one before it where chunks are many.
+    """
+    # More columns a thread save tables; fewer fill the GPU where there are few.
+    column_total = slice_num * key_num
+    steps = 1 if column_total < 1 << 19 else 4 if column_total < 1 << 24 else 8
+    # One block more: the first thread of a slice may start with half a pair.
+    blocks_a_slice = key_num // (2 * compiler.SIZES.block_threads * steps) + 1
+    grid = slice_num * blocks_a_slice
+    row_chunks, row_stride, row_chunk_num = rows
+    if row_chunk_num <= 2 and not keys.stride:
+        of_two = launch_of("shard_columns_of_two")(
+            grid, columns=columns, column_num=column_num, row_chunks=row_chunks,
+            row_stride=row_stride, row_chunk_num=row_chunk_num, shard=shard,
+            blocks_a_slice=blocks_a_slice, steps=steps,
+        )  # fmt: skip
+        return (of_two,)
+    key_chunks, key_stride, key_chunk_num = keys
+    rows_nbytes, keys_nbytes = _sums_nbytes(row_chunk_num), _sums_nbytes(key_chunk_num)
+    row_sums = scratch if rows_nbytes else 0
+    key_sums = scratch + rows_nbytes if keys_nbytes else 0
+    are_many = rows_nbytes + keys_nbytes > 0
+    of_any = launch_of("shard_columns")(
+        grid, columns=columns, column_num=column_num, row_chunks=row_chunks, row_stride=row_stride,
+        row_chunk_num=row_chunk_num, row_sums=row_sums, key_chunks=key_chunks,
+        key_stride=key_stride, key_chunk_num=key_chunk_num, key_sums=key_sums, shard=shard,
+        key_num=key_num, blocks_a_slice=blocks_a_slice, steps=steps, overlap=are_many,
+    )  # fmt: skip
+    if not are_many:
+        return (of_any,)
+    row_blocks = _sums_blocks(row_chunk_num, rows_nbytes)
+    sums = launch_of("chunk_sums")(
+        row_blocks + _sums_blocks(key_chunk_num, keys_nbytes), row_chunks=row_chunks,
+        row_stride=row_stride, row_chunk_num=row_chunk_num, row_sums=row_sums,
+        row_blocks=row_blocks, key_chunks=key_chunks, key_stride=key_stride,
+        key_chunk_num=key_chunk_num, key_sums=key_sums,
+    )  # fmt: skip
+    return sums, of_any
+
+
+def _sums_blocks(chunk_num: int, nbytes: int) -> int:
+    """Return the blocks that write the sums: one for ENTRIES chunks (chunks.cuh)."""
+    return -(-chunk_num // (4 * compiler.SIZES.block_threads)) if nbytes else 0
+
+
+def needed_keys_launch(
+    columns: Any, slice_num: int, column_num: int, block_k: int, needed: Any
+) -> Launch:
+    """Return the launch that counts the needed keys of blocks; both numbers are at least 1."""
+    warps = compiler.SIZES.block_threads // 32
+    warps_a_block = 1 if block_k <= 1024 else warps
+    blocks_a_slice = -(-column_num // block_k)
+    needed_num = slice_num * blocks_a_slice
+    return launch_of("needed_keys")(
+        -(-needed_num * warps_a_block // warps), columns=columns, column_num=column_num,
+        block_k=block_k, blocks_a_slice=blocks_a_slice, warps_a_block=warps_a_block,
+        needed_num=needed_num, needed=needed,
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskq_cupy import checks, forest, host
+from maskq_cupy import checks, cp, forest, host
 from maskq_cupy.rule import CAUSAL, INT32_MAX, Rule, resolve_rule
 
 DENSE_LIMIT = 2**30  # pairs, a byte each, of a dense mask unless the caller allows more
@@ -376,3 +376,76 @@ def to_dense(columns: Any, q_token_num: int, *, limit: int = DENSE_LIMIT) -> np.
     checks.check_dense_size(row_num, len(lts), limit)
     row = np.arange(row_num)[:, None]
     return (row >= ute) & (row < lts)
+
+
+def shard_columns(
+    columns: Any, row_chunks: Any, key_chunks: Any = None, *, key_num: int | None = None
+) -> np.ndarray:
+    """Return the columns of some of the pack's rows, as one rank of several holds them.
+
+    Local row i sees column i' exactly as the pack's row that is stored at i saw the key that is
+    stored at i': exact columns stay exact, a superset stays that superset, and no visible pair is
+    hidden.
+
+    Args:
+        columns: int32, shape (N, 2) or (b, h, N, 2), columns [LTS, UTE], on the host.
+        row_chunks: int32 or int64, shape (C, 2), [start, end) in rows of the pack, ascending: the
+            rows that the rank holds, stored in that order. Empty ones are normal.
+        key_chunks: int32 or int64, shape (K, 2), [start, end) in keys of the pack, in the order in
+            which the rank's keys are stored, repeats allowed; all N keys if None. Keys outside of
+            [0, N) are padding.
+        key_num: number of keys M, which the chunks say already.
+
+    Returns:
+        int32, shape (M, 2) or (b, h, M, 2), columns [LTS, UTE] in rows of the rank, half-open.
+        A key with UTE == LTS is shown to none of them: the rank does not need it. Padding keys have
+        (q, q), for the rank's q rows.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    >>> shard_columns(get_attn_mask_q([0, 3, 5], [0, 3, 7]), [[0, 2], [4, 5]]).T
+    array([[2, 2, 2, 3, 3, 3, 3],
+           [0, 1, 2, 2, 2, 2, 2]], dtype=int32)
+    """
+    array = np.asarray(columns)
+    column_num = checks.check_slices_form(str(array.dtype), array.shape)
+    chunks = host.host_chunks("row_chunks", row_chunks)
+    keys = np.arange(column_num)
+    if key_chunks is not None:
+        keys = cp.tokens_of(host.host_chunks("key_chunks", key_chunks))
+    if key_num is not None:
+        checks.check_key_num(key_num, len(keys))
+    local = np.full((*array.shape[:-2], len(keys), 2), checks.chunk_total(chunks), np.int32)
+    is_key = (keys >= 0) & (keys < column_num)
+    local[..., is_key, :] = cp.rows_below(chunks, array[..., keys[is_key], :])
+    return local
+
+
+def needed_keys(columns: Any, block_size: int = 128) -> np.ndarray:
+    """Return how many keys of each block are shown to any row.
+
+    Of columns of ``shard_columns`` with another rank's rows and this rank's keys: how many of its
+    keys, block by block, that rank needs.
+
+    Args:
+        columns: int32, shape (M, 2) or (b, h, M, 2), columns [LTS, UTE], on the host.
+        block_size: keys of a block.
+
+    Returns:
+        int32, shape (ceil(M / block_size),) or (b, h, ceil(M / block_size)).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    >>> needed_keys(shard_columns(get_attn_mask_q([0, 6], [0, 6]), [[2, 4]]), 3).tolist()
+    [3, 1]
+    """
+    array = np.asarray(columns)
+    column_num = checks.check_slices_form(str(array.dtype), array.shape)
+    size = checks.check_int(block_size, "block_size", lowest=1)
+    is_needed = array[..., 1] < array[..., 0]
+    if column_num == 0:
+        return np.zeros((*array.shape[:-2], 0), np.int32)
+    starts = np.arange(0, column_num, size)
+    return np.add.reduceat(is_needed, starts, axis=-1, dtype=np.int32)

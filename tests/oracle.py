@@ -109,3 +109,28 @@ def tree_visible(parent, q_lens, k_lens, full=None):
                 seen[row, k_cuts[ancestor] : k_cuts[ancestor + 1]] = True
                 ancestor = parent[ancestor]
     return seen
+
+
+def tokens_of(chunks):
+    """Return the tokens of [start, end) ranges, in their order."""
+    return np.array([x for start, end in chunks for x in range(int(start), int(end))], np.int64)
+
+
+def shard(columns, row_chunks, key_chunks=None):
+    """Return the columns of the rows in the chunks, stored in ascending order: row by row.
+
+    ``columns`` (N, 2). A stored key outside of [0, N) is padding: behind all rows.
+    """
+    rows = tokens_of(row_chunks).tolist()
+    keys = range(len(columns)) if key_chunks is None else tokens_of(key_chunks).tolist()
+    local = np.empty((len(keys), 2), np.int32)
+    for place, key in enumerate(keys):
+        bounds = columns[key].tolist() if 0 <= key < len(columns) else (2**40, 2**40)
+        local[place] = [sum(row < bound for row in rows) for bound in bounds]
+    return local
+
+
+def needed(columns, block_size):
+    """Return how many keys of each block are shown to any row."""
+    starts = range(0, len(columns), block_size)
+    return [sum(int(ute < lts) for lts, ute in columns[s : s + block_size]) for s in starts]

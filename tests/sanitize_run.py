@@ -12,6 +12,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 import numpy as np
 from strategies import Pack, cuts, random_pack, random_parents
 from test_hostile import hostile_pack
+from test_shards import calls_around_sizes, random_calls
 
 import maskq_cupy
 from maskq_cupy import compiler, plan, reference
@@ -60,6 +61,17 @@ def main():
     for _ in range(100):
         given = hostile_pack(rng, 3000).on_gpu(cupy)
         maskq_cupy.get_attn_mask_q(*given.arguments(), **given.rule)
+    calls = [call for n in (50, 3000) for call in random_calls(rng, 20, n)]
+    calls += [{**call, "key_num": None} for call in calls_around_sizes()]
+    for call in calls:
+        columns = cupy.asarray(call["columns"])
+        local = maskq_cupy.shard_columns(columns, call["rows"], call["keys"])
+        right = reference.shard_columns(call["columns"], call["rows"], call["keys"])
+        np.testing.assert_array_equal(cupy.asnumpy(local), right)
+        maskq_cupy.needed_keys(local)
+        maskq_cupy.needed_keys(local, 5000)
+    many = np.arange(20_000).reshape(-1, 2)  # more than a block counts: their sums are stored
+    maskq_cupy.shard_columns(cupy.zeros((3000, 2), np.int32), many, many)
     cupy.cuda.runtime.deviceSynchronize()
     assert launched == set(compiler.kernels()), launched
     print(f"ran {', '.join(sorted(launched))}")

@@ -99,9 +99,39 @@ def test_show_draws_tiles(no_gpu, capsys, tiles, first_line):
     assert out.endswith("#: full, +: partial, .: empty\n")
 
 
+def test_show_draws_shards(no_gpu, capsys):
+    argv = ["show", "--q-lens", "8,4", "--k-lens", "8,4", "--shards", "2"]
+    code, out, err = run(capsys, *argv, "--scheme", "per_sequence", "--tiles", "2")
+    assert (code, err) == (0, "")
+    assert "\n  001111000110\n" in out
+    assert "\n     0           6         3           7           12\n" in out
+    assert "\n     1           6         2           7            9\n" in out
+    assert "Rank 0 holds the rows 0 to 1, 6 to 8, 11, as its own:\n" in out
+    assert "\n  2  A A A A A A A . |\n" in out
+    assert "\n  5                  | B B B .\n" in out
+
+
+def test_show_balances_shards_by_the_tiles(no_gpu, capsys, tmp_path):
+    """Intervals are no rule that cp_chunks knows: the work of rows is their tiles."""
+    path = tmp_path / "intervals.npy"
+    heavy_end = np.where(np.arange(512) < 384, 1, 512)
+    np.save(path, np.stack([np.zeros(512, int), heavy_end], axis=1))
+    argv = ["show", "--q-lens", "512", "--k-lens", "512", "--intervals", str(path)]
+    code, out, _ = run(capsys, *argv, "--shards", "2")
+    assert code == 0
+    assert "Rank 0 holds the rows 256 to 511" in out
+    code, out, _ = run(capsys, *argv, "--shards", "40")
+    assert code == 0
+    assert "Rank 7 holds the rows none" in out
+    assert "Rank 8" not in out
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ("--q-lens 3 --k-lens 3 --shards 0", "world_size must be in"),
+        ("--q-lens 3 --k-lens 3 --shards 2 --scheme even", "'even'"),
+        ("--q-lens 3 --k-lens 3 --scheme zigzag", "--scheme needs --shards"),
         ("--q-lens 3,x --k-lens 3,4", "'3,x'"),
         ("--q-lens 3,2 --k-lens 3", "--k-lens"),
         ("--q-lens 3,-2 --k-lens 3,4", "-2"),

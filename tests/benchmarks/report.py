@@ -202,6 +202,26 @@ def lists_apart(runs):
     return ratio(max(times), min(times), f"N = {tokens(2**15)}") if all(times) else None
 
 
+def shards(runs, limit, case, least, most):
+    """Return the goal of a rank's columns over their floor, for sizes of least up to most."""
+    sizes = f"N = {tokens(least)}" + (f" to {tokens(most)}" if most > least else "")
+    worst = over(runs, "shard", "read and fill", lambda r: least <= r["n"] <= most, case=case)
+    return Goal("shard", f"{case}, over read and fill, {sizes}", limit, worst)
+
+
+def columns_and_shard(runs, n):
+    alone = runs.us("rule", n=n, b=n // 1024, case="causal")
+    return largest(ratio(run["us"], alone, place(run)) for run in runs.of("columns and shard", n=n))
+
+
+def times_ours(runs, theirs, ours, n, **facts):
+    return ratio(runs.us(theirs, n=n), runs.us(ours, n=n, **facts), f"N = {tokens(n)}")
+
+
+def chunks_milliseconds(runs):
+    return largest(Ratio(run["us"] * 1e-3, run["case"]) for run in runs.of("cp_chunks"))
+
+
 def goals(runs):
     n = 2**17  # of the goals about tiles
     return [
@@ -229,6 +249,18 @@ def goals(runs):
         Goal("tiles", "`flex_attention`: slower lists over faster", 1.05, lists_apart(runs)),
         Goal("trees", "up to N/64 segments, over a fill", 2,
              over(runs, "tree", "fill", lambda run: run["b"] <= run["n"] // 64, case="answers")),
+        shards(runs, 1.5, "zigzag", 2**13, 2**26),
+        shards(runs, 1.15, "zigzag", 2**24, 2**26),
+        shards(runs, 2, "balanced", 2**17, 2**20),
+        shards(runs, 4, "per_sequence", 2**17, 2**20),
+        Goal("shard", "columns and shard over columns", 3, columns_and_shard(runs, n)),
+        Goal("shard", "torch's operators for dual chunks, over ours", 5,
+             times_ours(runs, "dual chunks, torch's operators", "shard", n, case="zigzag"), "≥"),
+        Goal("shard", "`_create_cp_block_mask` over ours, W = 8", 100,
+             times_ours(runs, "_create_cp_block_mask", "columns, shard and tiles", n), "≥"),
+        Goal("shard", "host: torch in, `out=`, over a bare launch", 2,
+             host(runs, "shard, torch in, out=, chunks on the GPU", 8192)),
+        Goal("shard", "host: `cp_chunks`, W = 64", 5, chunks_milliseconds(runs), unit=" ms"),
     ]  # fmt: skip
 
 
