@@ -131,7 +131,7 @@ struct Fillers {
 // Fills a table, by some of the warps; others may fill another one at the same time.
 __device__ void block_fill(const ChunkTable& table, Fillers warps, unsigned (&warp_sums)[WARPS])
 {
-    unsigned warp = warp_of_block(), sum = 0;
+    unsigned warp = warp_index(), sum = 0;
     unsigned thread = threadIdx.x - warps.first * WARP_THREADS;
     unsigned threads = (warps.end - warps.first) * WARP_THREADS;
     if (table.stored) table.copy_stored(thread, threads);

@@ -203,10 +203,10 @@ struct KeyMap {
     }
 
     // Finds the keys at a pair of places, the warp's from its first one on; NO_KEY where none is.
-    __device__ void find(unsigned place, unsigned lead, unsigned (&key)[2]) const
+    __device__ void warp_find(unsigned place, unsigned lead, unsigned (&key)[2]) const
     {
         // Entries of all of the warp's places: of the first, 0 in front of a half pair, to the last.
-        unsigned warp_first = of_warp(max(place + lead, lead) - lead);
+        unsigned warp_first = warp_uniform(max(place + lead, lead) - lead);
         unsigned warp_last = __shfl_sync(FULL_MASK, place, WARP_THREADS - 1) + 1;
         Befores befores = {keys.entries};
         unsigned from = warp_upper_bound(befores, 0, keys.num, warp_first);
@@ -246,7 +246,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void shard_columns(
     if (!has_keys) tile.load(tile.place(0), pair);  // on the way while the table is made
     if (row_sums || key_sums) wait_for_launch_before();
     unsigned half = has_keys ? WARPS / 2 : WARPS;  // of the warps fill the one, the others the other
-    bool fills_keys = warp_of_block() >= half;
+    bool fills_keys = warp_index() >= half;
     Chunks chunks = {fills_keys ? key_chunks : row_chunks, fills_keys ? key_stride : row_stride,
                      fills_keys ? key_chunk_num : row_chunk_num};
     ChunkTable filled(fills_keys ? key_entries : row_entries, chunks, fills_keys ? key_sums : row_sums);
@@ -261,7 +261,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void shard_columns(
             return 0u;
         }
         unsigned key[2], missing = 0;
-        key_map.find(place, tile.lead, key);
+        key_map.warp_find(place, tile.lead, key);
         for (unsigned i = 0; i < 2; ++i) {
             if (key[i] < column_num) loaded[i] = tile.columns[key[i]];
             else missing |= 1u << i;
@@ -290,7 +290,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void shard_columns(
 __device__ void block_write_sums(
     const Chunks& chunks, int2* sums, unsigned block, unsigned (&warp_sums)[WARPS + 1])
 {
-    unsigned first = block * ENTRIES, lane = threadIdx.x % WARP_THREADS, warp = warp_of_block();
+    unsigned first = block * ENTRIES, lane = threadIdx.x % WARP_THREADS, warp = warp_index();
     unsigned before_block = 0;
     for (unsigned at = threadIdx.x; at < first; at += BLOCK_THREADS) before_block += chunks[at].length;
     if (threadIdx.x == 0) warp_sums[WARPS] = 0;
@@ -350,7 +350,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void needed_keys(
 {
     __shared__ int of_block;
     bool is_alone = warps_a_block == 1;
-    unsigned warp = warp_of_block(), block = is_alone ? blockIdx.x * WARPS + warp : blockIdx.x;
+    unsigned warp = warp_index(), block = is_alone ? blockIdx.x * WARPS + warp : blockIdx.x;
     if (block >= needed_num) return;
     const int2* own = columns + (unsigned long long)(block / blocks_a_slice) * column_num;
     unsigned first = block % blocks_a_slice * block_k, length = min(block_k, column_num - first);

@@ -23,8 +23,6 @@ FORMS = {
     "cu_seqlens_k": CU_SEQLENS,
     "attn_mask_kv": INTERVALS,
     "spans": SPANS,
-    "row_chunks": "int32 or int64 of shape (C, 2)",
-    "key_chunks": "int32 or int64 of shape (K, 2)",
 }
 
 
@@ -308,10 +306,16 @@ def check_slices_form(dtype: str, shape: Sequence[int], name: str = "columns") -
     return shape[-2]
 
 
+CHUNKS = {
+    "row_chunks": "int32 or int64 of shape (C, 2)",
+    "key_chunks": "int32 or int64 of shape (K, 2)",
+}
+
+
 def check_chunks_form(name: str, dtype: str, shape: Sequence[int]) -> int:
-    """Require int32 or int64 of shape (C, 2), or (K, 2) of keys; return how many chunks."""
+    """Require what CHUNKS says; return how many chunks."""
     if dtype not in INDEX_DTYPES or len(shape) != 2 or shape[1] != 2:
-        raise form_error(name, FORMS[name], dtype, shape)
+        raise form_error(name, CHUNKS[name], dtype, shape)
     return shape[0]
 
 

@@ -101,7 +101,7 @@ def host_spans(spans: Any, column_num: int) -> np.ndarray:
 
 def host_chunks(name: str, value: Any) -> np.ndarray:
     """Check the form and the values of "row_chunks" or "key_chunks" on the host; return int64."""
-    array = host_array(name, value, checks.FORMS[name])
+    array = host_array(name, value, checks.CHUNKS[name])
     if array.shape == (0,):
         array = array.reshape(0, 2)
     checks.check_chunks_form(name, str(array.dtype), array.shape)

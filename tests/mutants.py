@@ -375,7 +375,7 @@ MUTANTS = [
     Mutant(SHARD, "unsigned lo[1] = {first + 1}, hi[1] = {end}, key[1] = {place};", "unsigned lo[1] = {first + 1}, hi[1] = {end - 1}, key[1] = {place};", "search"),
     Mutant(SHARD, "if (rest < chunk.length) return", "if (rest <= chunk.length) return", "bound"),
     Mutant(SHARD, "rest -= chunk.length;", "", "carry"),
-    Mutant(SHARD, "of_warp(max(place + lead, lead) - lead)", "of_warp(place)", "lead"),
+    Mutant(SHARD, "warp_uniform(max(place + lead, lead) - lead)", "warp_uniform(place)", "lead"),
     Mutant(SHARD, "__shfl_sync(FULL_MASK, place, WARP_THREADS - 1) + 1", "__shfl_sync(FULL_MASK, place, 0) + 1", "last"),
     Mutant(SHARD, "__shfl_sync(FULL_MASK, place, WARP_THREADS - 1) + 1", "__shfl_sync(FULL_MASK, place, WARP_THREADS - 1)", "last"),
     Mutant(SHARD, "at[i] < key_num && lo[i] > 0", "lo[i] > 0", "total"),

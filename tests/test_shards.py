@@ -226,6 +226,8 @@ BAD = [
      "columns must be int32 of shape (N, 2) or (b, h, N, 2), got int32 of shape (1, 3, 2)"),
     ({"row_chunks": np.zeros(4, np.float32)}, TypeError,
      "row_chunks must be int32 or int64 of shape (C, 2), got float32 of shape (4,)"),
+    ({"row_chunks": None}, TypeError,
+     "row_chunks must be int32 or int64 of shape (C, 2), got None"),
     ({"row_chunks": [[0, 1], [5, 3]]}, ValueError,
      "row_chunks must hold [start, end) with 0 <= start <= end, got row_chunks[1] = [5, 3]"),
     ({"row_chunks": [[0, 1], [3, 5], [4, 6]]}, ValueError,
