@@ -1,0 +1,400 @@
+"""cu_seqlens and spans from what people have: the reference, the kernels on the CPU, on a GPU."""
+
+import doctest
+
+import numpy as np
+import oracle
+import pytest
+
+from maskq_cupy import reference, reference_cu_seqlens
+
+INT64_MAX = 2**63 - 1
+
+
+def batch_of(tokens):
+    """Return tokens (N,) or (b, L) as the oracle takes them, by batch row."""
+    return np.atleast_2d(tokens).tolist()
+
+
+def test_examples_of_docstrings():
+    found = doctest.testmod(reference_cu_seqlens)
+    assert found.attempted
+    assert not found.failed
+
+
+# Worked values
+
+
+IDS = [
+    ([], 2, None, [0, 0, 0]),
+    ([5], 0, None, "max_sequence_num must be at least 1, the documents of ids, got 0"),
+    ([5], 1, None, [0, 1]),
+    ([7, 7, 9], 3, None, [0, 2, 3, 3]),
+    ([7, 9, 7], 3, None, [0, 1, 2, 3]),
+    ([7, 7, 0, 0], 2, 0, [0, 2, 2]),
+    ([7, 7, 0, 0], 2, None, [0, 2, 4]),
+    ([7, 7, 0, 0], 1, 0, [0, 2]),
+    ([0, 0], 1, 0, [0, 0]),
+    ([[3, 3], [3, 4]], 4, None, [0, 2, 3, 4, 4]),
+    ([[], []], 1, None, [0, 0]),
+    ([7, 0, 8], 3, 0, "padding_id = 0 at the end only, got ids[1] = 0 before ids[2] = 8"),
+]
+
+
+@pytest.mark.parametrize(("ids", "most", "padding_id", "expected"), IDS)
+def test_ids(ids, most, padding_id, expected):
+    if isinstance(expected, str):
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            reference.cu_seqlens_from_ids(ids, most, padding_id)
+        assert expected in str(error.value)
+        return
+    found = reference.cu_seqlens_from_ids(ids, most, padding_id)
+    np.testing.assert_array_equal(found, np.array(expected, np.int32), strict=True)
+
+
+POSITIONS = [
+    ([], 1, [0, 0]),
+    ([0, 1, 2, 0, 1], 3, [0, 3, 5, 5]),
+    ([4, 5, 6, 6, 7], 2, [0, 3, 5]),
+    ([[0, 1], [2, 3]], 2, [0, 2, 4]),
+    ([INT64_MAX, -INT64_MAX - 1, -INT64_MAX], 2, [0, 1, 3]),
+    ([0, 0, 0], 2, "max_sequence_num must be at least 3, the documents of position_ids, got 2"),
+]
+
+
+@pytest.mark.parametrize(("positions", "most", "expected"), POSITIONS)
+def test_positions(positions, most, expected):
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            reference.cu_seqlens_from_positions(positions, most)
+        return
+    found = reference.cu_seqlens_from_positions(positions, most)
+    np.testing.assert_array_equal(found, np.array(expected, np.int32), strict=True)
+
+
+SPANS = [
+    ([], 1, -1, [[0, 0]]),
+    ([-1, -1], 2, -1, [[0, 0], [0, 0]]),
+    ([-1, 3, 3, 4, -1], 3, -1, [[1, 3], [3, 4], [4, 4]]),
+    ([0, 0, 1, 1], 1, 0, [[2, 4]]),
+    ([[1, 1], [1, 0]], 3, 0, [[0, 2], [2, 3], [3, 3]]),
+    ([1, -1, 1], 1, -1, "max_span_num must be at least 2, the spans of ids, got 1"),
+    ([-1], 0, -1, np.zeros((0, 2))),
+]
+
+
+@pytest.mark.parametrize(("ids", "most", "text_id", "expected"), SPANS)
+def test_spans(ids, most, text_id, expected):
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            reference.spans_from_ids(ids, most, text_id)
+        return
+    found = reference.spans_from_ids(ids, most, text_id)
+    np.testing.assert_array_equal(found, np.array(expected, np.int32), strict=True)
+
+
+PADDING = [
+    ([[0, 1, 1, 0]], [0, 1, 1, 3, 3, 4], [0, 0, 1, 3, 4, 4]),
+    ([[0, 0]], [0, 2, 2, 2, 2, 2], [0, 0, 2, 2, 2, 2]),
+    ([[1]], [0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1]),
+    ([[0, 5], [-5, 0]], [0, 1, 1, 2, 2, 2, 2, 2, 3, 3, 4], [0, 0, 1, 2, 2, 2, 2, 2, 3, 4, 4]),
+    (np.zeros((0, 3), bool), [0], [0]),
+    (np.zeros((1, 0), bool), [0] * 6, [0] * 6),
+]
+
+
+@pytest.mark.parametrize(("mask", "rows", "keys"), PADDING)
+def test_padding(mask, rows, keys):
+    found = reference.cu_seqlens_from_padding(mask)
+    np.testing.assert_array_equal(found.cu_seqlens_q, np.array(rows, np.int32), strict=True)
+    np.testing.assert_array_equal(found.cu_seqlens_k, np.array(keys, np.int32), strict=True)
+
+
+def test_padding_with_a_hole():
+    message = r"tokens only, got mask\[1, 2\] = 0 between those at 1 and 4"
+    with pytest.raises(ValueError, match=message):
+        reference.cu_seqlens_from_padding([[1, 1, 1, 1, 0], [0, 1, 0, 0, 1]])
+
+
+def test_slots():
+    found = reference.cu_seqlens_from_slots([0, 2, 2, 5], [0, 2, 4, 8], [0, 1, 1, 2], [0, 4, 4, 5])
+    assert found.cu_seqlens_q.tolist() == [0, 2, 2, 2, 2, 2, 4, 7, 7, 8]
+    assert found.cu_seqlens_k.tolist() == [0, 1, 4, 4, 4, 4, 4, 5, 5, 5]
+    none = reference.cu_seqlens_from_slots([0], [0], [0], [0])
+    assert [cuts.tolist() for cuts in none] == [[0], [0]]
+
+
+# Errors
+
+
+def test_forms_of_tokens():
+    three_axes = np.zeros((3, 1, 4), np.int64)
+    expected = r"must be int32 or int64 of shape \(N,\) or \(b, L\), got"
+    for name, function in (
+        ("ids", reference.cu_seqlens_from_ids),
+        ("ids", reference.spans_from_ids),
+        ("position_ids", reference.cu_seqlens_from_positions),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} {expected} int64 of shape \(3, 1, 4\)"):
+            function(three_axes, 3)
+        with pytest.raises(ValueError, match=rf"{name} {expected} int64 of shape \(\)"):
+            function(7, 3)
+        with pytest.raises(TypeError, match=rf"{name} {expected} float64 of shape \(2,\)"):
+            function([0.5, 1.0], 3)
+        with pytest.raises(TypeError, match=f"{name} must hold ints below"):
+            function([2**64], 3)
+
+
+def test_numbers():
+    ids = [1, 2]
+    with pytest.raises(ValueError, match=r"max_sequence_num must be in \[0, .*got -1"):
+        reference.cu_seqlens_from_ids(ids, -1)
+    with pytest.raises(ValueError, match=r"max_sequence_num must be in \[0, 2\*\*31 - 2\]"):
+        reference.cu_seqlens_from_positions(ids, 2**31 - 1)
+    with pytest.raises(TypeError, match="max_span_num must be an int, got float"):
+        reference.spans_from_ids(ids, 1.0)
+    with pytest.raises(ValueError, match=r"text_id must be in \[-2\*\*63, 2\*\*63 - 1\]"):
+        reference.spans_from_ids(ids, 1, 2**63)
+    with pytest.raises(TypeError, match="padding_id must be an int, got str"):
+        reference.cu_seqlens_from_ids(ids, 3, "pad")
+    message = r"padding_id goes with ids of shape \(N,\), got ids of shape \(1, 2\)"
+    with pytest.raises(ValueError, match=message):
+        reference.cu_seqlens_from_ids([ids], 3, 2)
+
+
+def test_forms_of_masks():
+    expected = r"mask must be bool or of an int dtype, of shape \(b, L\), got"
+    with pytest.raises(TypeError, match=rf"{expected} float64 of shape \(1, 2\)"):
+        reference.cu_seqlens_from_padding([[0.0, 1.0]])
+    with pytest.raises(ValueError, match=rf"{expected} int64 of shape \(2,\)"):
+        reference.cu_seqlens_from_padding([0, 1])
+    with pytest.raises(ValueError, match=rf"{expected} bool of shape \(1, 1, 3, 3\)"):
+        reference.cu_seqlens_from_padding(np.ones((1, 1, 3, 3), bool))
+
+
+def test_bad_slots():
+    good = [0, 2, 3], [0, 4, 6], [0, 2, 3], [0, 4, 6]
+
+    def message(i, bad, kind=ValueError):
+        with pytest.raises(kind) as error:
+            reference.cu_seqlens_from_slots(*good[:i], bad, *good[i + 1 :])
+        return str(error.value)
+
+    too_long = "must hold sequences no longer than their slots, got 3 in a slot of 2 in sequence 1"
+    assert message(0, [0, 2, 5]) == f"cu_seqlens_q {too_long}"
+    assert message(2, [0, 2, 5]) == f"cu_seqlens_k {too_long}"
+    assert "cu_seqlens_q_padded must start at 0" in message(1, [1, 4, 6])
+    assert "cu_seqlens_k must not decrease" in message(2, [0, 2, 1])
+    assert "cu_seqlens_k_padded must have as many entries as cu_seqlens_q, got 2 and 3" in message(
+        3, [0, 4]
+    )
+    assert "cu_seqlens_q_padded must be int32 or int64 of shape (B + 1,)" in message(
+        1, [0.0, 4.0, 6.0], TypeError
+    )
+
+
+def test_bad_splits():
+    columns = np.zeros((6, 2), np.int32)
+    with pytest.raises(ValueError, match="columns must be a multiple of b = 4, got 6"):
+        reference.split_columns(columns, 4, 8)
+    with pytest.raises(ValueError, match="q_token_num must be a multiple of b = 3, got 8"):
+        reference.split_columns(columns, 3, 8)
+    with pytest.raises(ValueError, match=r"b must be in \[1, 2\*\*31 - 1\], got 0"):
+        reference.split_columns(columns, 0, 8)
+    with pytest.raises(ValueError, match=r"columns must be int32 of shape \(N, 2\) or"):
+        reference.split_columns(columns.reshape(2, 1, 3, 2), 1, 8)
+
+
+# Against the definition
+
+
+def random_tokens(rng, tokens, kind):
+    """Return ids or positions, (N,) or (b, L), int32 or int64: long runs, short ones, any bits."""
+    dtype = rng.choice([np.int32, np.int64])
+    lowest, highest = np.iinfo(dtype).min, np.iinfo(dtype).max
+    shape = (int(rng.integers(0, tokens + 1)),)
+    if rng.random() < 0.4:
+        length = int(rng.choice([1, 2, 31, 32, 33, tokens]))
+        shape = (int(rng.integers(0, tokens // length + 1)), length)
+    if rng.random() < 0.2:
+        return rng.integers(0, 2, shape).astype(dtype)
+    begins = rng.random(shape) < rng.choice([0, 0.01, 0.1, 0.6, 1])
+    if kind == "ids":
+        values = rng.choice([-1, 0, 1, 5, lowest, highest], shape)
+    else:
+        values = rng.choice([0, 0, 0, 3, highest - 2, lowest], shape)
+    flat, starts = np.zeros(shape, dtype).ravel(), begins.ravel()
+    for i in range(flat.size):
+        if i == 0 or starts[i]:
+            flat[i] = values.ravel()[i]
+        elif kind == "ids":
+            flat[i] = flat[i - 1]
+        else:
+            flat[i] = lowest if flat[i - 1] == highest else flat[i - 1] + 1
+    return flat.reshape(shape)
+
+
+def random_mask(rng, tokens):
+    """Return a padding mask (b, L), some rows of which have no tokens or holes."""
+    dtype = rng.choice(["bool", "uint8", "int8", "int16", "int32", "int64"])
+    length = int(rng.choice([0, 1, 5, 16, 33, tokens]))
+    batch = int(rng.integers(0, tokens // max(length, 1) + 2))
+    column = np.arange(length)
+    first, end = np.sort(rng.integers(0, length + 1, (2, batch, 1)), axis=0)
+    is_token = (column >= first) & (column < end)
+    if rng.random() < 0.3:
+        is_token &= rng.random((batch, length)) < 0.8
+    bits = rng.integers(0, 8 * np.dtype(dtype).itemsize, (batch, length))
+    return is_token if dtype == "bool" else (is_token.astype(np.int64) << bits).astype(dtype)
+
+
+def document_num(tokens, begins):
+    return len(oracle.runs(batch_of(tokens), begins))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cuts_are_those_of_the_definition(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(100):
+        ids, positions = random_tokens(rng, 70, "ids"), random_tokens(rng, 70, "positions")
+        more = int(rng.integers(0, 4))
+        most = document_num(ids, oracle.is_another) + more
+        found = reference.cu_seqlens_from_ids(ids, most)
+        assert found.dtype == np.int32
+        assert found.tolist() == oracle.cu_seqlens_from_ids(batch_of(ids), most)
+        most = document_num(positions, oracle.is_no_successor) + more
+        found = reference.cu_seqlens_from_positions(positions, most)
+        assert found.tolist() == oracle.cu_seqlens_from_positions(batch_of(positions), most)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_padding_ids_are_those_of_the_definition(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(100):
+        ids = np.abs(random_tokens(rng, 40, "ids").ravel() // 2) + 1
+        ids = np.append(ids, np.zeros(int(rng.integers(0, 5)), ids.dtype))
+        most = document_num(ids, oracle.is_another)
+        found = reference.cu_seqlens_from_ids(ids, most, 0)
+        assert found.tolist() == oracle.cu_seqlens_from_ids([ids.tolist()], most, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_spans_are_those_of_the_definition(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(100):
+        ids = random_tokens(rng, 70, "ids")
+        text_id = int(rng.choice([-1, 0, 1, 77]))
+        most = document_num(ids, oracle.is_another)
+        found = reference.spans_from_ids(ids, most, text_id)
+        assert found.dtype == np.int32
+        assert found.tolist() == oracle.spans_from_ids(batch_of(ids), most, text_id)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_padding_is_that_of_the_definition(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(100):
+        mask = random_mask(rng, 40)
+        rows, keys = oracle.cu_seqlens_from_padding(mask.tolist())
+        try:
+            found = reference.cu_seqlens_from_padding(mask)
+        except ValueError as error:
+            assert "tokens only" in str(error)  # noqa: PT017
+            assert has_hole(mask)
+            continue
+        assert not has_hole(mask)
+        assert found.cu_seqlens_q.tolist() == rows
+        assert found.cu_seqlens_k.tolist() == keys
+
+
+def has_hole(mask):
+    changes = np.diff(np.pad((mask != 0).astype(int), ((0, 0), (1, 1))), axis=1)
+    return bool(((changes == 1).sum(axis=1) > 1).any())
+
+
+def random_slots(rng, batch, is_cut=False):
+    """Return four cuts; a sequence is longer than its slot only if is_cut."""
+    slots = [rng.integers(0, 9, batch) for _ in range(2)]
+    lengths = [rng.integers(0, slot + 1 + 3 * is_cut) for slot in slots]
+    four = lengths[0], slots[0], lengths[1], slots[1]
+    dtypes = rng.choice([np.int32, np.int64], 4)
+    return [np.append(0, np.cumsum(n)).astype(d) for n, d in zip(four, dtypes, strict=True)]
+
+
+def test_slots_are_those_of_the_definition():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        slots = random_slots(rng, int(rng.integers(0, 9)))
+        expected = oracle.cu_seqlens_from_slots(*(cuts.tolist() for cuts in slots))
+        found = reference.cu_seqlens_from_slots(*slots)
+        assert tuple(cuts.tolist() for cuts in found) == expected
+
+
+def test_splits_are_those_of_the_definition():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        columns, b, row_num = random_split(rng, 40)
+        expected = oracle.split_columns(columns, b, row_num)
+        found = reference.split_columns(columns[None, None], b, row_num)
+        np.testing.assert_array_equal(found, expected, strict=True)
+
+
+def random_split(rng, tokens):
+    """Return columns of any bits around the rows, a number of parts and of rows."""
+    b = int(rng.choice([1, 2, 3, 7]))
+    part_columns, part_rows = (int(n) for n in rng.integers(0, tokens // b + 1, 2))
+    row_num = b * part_rows
+    columns = rng.integers(-2, row_num + 3, (b * part_columns, 2)).astype(np.int32)
+    columns[rng.random(columns.shape) < 0.05] = rng.choice([-(2**31), 2**31 - 1])
+    return columns, b, row_num
+
+
+# Composed: the mask itself
+
+
+def test_ids_give_the_mask_of_documents():
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        lens = rng.integers(1, 9, int(rng.integers(1, 6)))
+        ids = np.repeat(rng.permutation(len(lens)), lens) + 1
+        padding = int(rng.integers(0, 4))
+        ids = np.append(ids, np.zeros(padding, ids.dtype))
+        cuts = reference.cu_seqlens_from_ids(ids, len(lens) + 2, padding_id=0)
+        columns = reference.get_attn_mask_q(cuts, cuts, kv_token_num=len(ids))
+        row, key = np.arange(len(ids))[:, None], np.arange(len(ids))
+        expected = (ids[:, None] == ids) & (key <= row) & (ids != 0)
+        np.testing.assert_array_equal(reference.to_dense(columns, len(ids)), expected)
+
+
+def test_a_padded_batch_gives_the_mask_of_each_row():
+    rng = np.random.default_rng(2)
+    for _ in range(60):
+        mask = random_mask(rng, 30) != 0
+        if has_hole(mask) or not mask.size:
+            continue
+        batch, length = mask.shape
+        window = [None, (3, 0)][int(rng.integers(0, 2))]
+        cuts = reference.cu_seqlens_from_padding(mask)
+        columns = reference.get_attn_mask_q(*cuts, window=window)
+        parts = reference.split_columns(columns, batch, batch * length)
+        row, key = np.arange(length)[:, None], np.arange(length)
+        causal = (key <= row) if window is None else (key <= row) & (key >= row - 3)
+        for part, is_token in zip(parts, mask, strict=True):
+            found = reference.to_dense(part[0], length)
+            np.testing.assert_array_equal(found, causal & is_token[:, None] & is_token)
+
+
+def test_slots_give_the_mask_of_their_sequences():
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        q, q_slots, k, k_slots = random_slots(rng, int(rng.integers(0, 5)))
+        cuts = reference.cu_seqlens_from_slots(q, q_slots, k, k_slots)
+        columns = reference.get_attn_mask_q(*cuts)
+        expected = np.zeros((q_slots[-1], k_slots[-1]), bool)
+        q_lens, k_lens = np.diff(q), np.diff(k)
+        for b in range(len(q_lens)):
+            for i in range(q_lens[b]):
+                for j in range(k_lens[b]):
+                    seen = j <= i + k_lens[b] - q_lens[b]
+                    expected[q_slots[b] + i, k_slots[b] + j] = seen
+        np.testing.assert_array_equal(reference.to_dense(columns, q_slots[-1]), expected)
