@@ -257,12 +257,14 @@ def split_launch(
     columns: Any, column_num: int, part_columns: int, part_rows: int, parts: Any
 ) -> Launch:
     """Return the launch that splits columns; column_num is at least 1."""
-    arguments = {
-        "columns": columns, "column_num": column_num, "part_columns": part_columns,
-        "part_rows": part_rows, "parts": parts,
-    }  # fmt: skip
-    grid = column_num // (2 * compiler.SIZES.block_threads) + 1  # may start with half a pair
-    return Launch("split_columns", grid, arguments)
+    return launch_of("split_columns")(
+        column_num // (2 * compiler.SIZES.block_threads) + 1,  # may start with half a pair
+        columns=columns,
+        column_num=column_num,
+        part_columns=part_columns,
+        part_rows=part_rows,
+        parts=parts,
+    )
 
 
 def dense_launch(columns: Any, column_num: int, row_num: int, shown: Any) -> Launch:

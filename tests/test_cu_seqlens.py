@@ -5,9 +5,14 @@ import doctest
 import numpy as np
 import oracle
 import pytest
+from on_cpu import emulator
 
-from maskq_cupy import reference, reference_cu_seqlens
+from maskq_cupy import plan, plan_cu_seqlens, reference, reference_cu_seqlens
 
+needs_gxx = pytest.mark.skipif(not emulator.available(), reason="g++ is not installed")
+SANITIZERS = pytest.mark.parametrize(
+    ("sanitizer", "count"), [("plain", 150), ("address", 60), ("thread", 15)]
+)
 INT64_MAX = 2**63 - 1
 
 
@@ -16,8 +21,9 @@ def batch_of(tokens):
     return np.atleast_2d(tokens).tolist()
 
 
-def test_examples_of_docstrings():
-    found = doctest.testmod(reference_cu_seqlens)
+@pytest.mark.parametrize("module", [reference_cu_seqlens, plan_cu_seqlens])
+def test_examples_of_docstrings(module):
+    found = doctest.testmod(module)
     assert found.attempted
     assert not found.failed
 
@@ -238,7 +244,7 @@ def random_mask(rng, tokens):
     """Return a padding mask (b, L), some rows of which have no tokens or holes."""
     dtype = rng.choice(["bool", "uint8", "int8", "int16", "int32", "int64"])
     length = int(rng.choice([0, 1, 5, 16, 33, tokens]))
-    batch = int(rng.integers(0, tokens // max(length, 1) + 2))
+    batch = int(rng.integers(0, min(tokens // max(length, 1), 30) + 2))
     column = np.arange(length)
     first, end = np.sort(rng.integers(0, length + 1, (2, batch, 1)), axis=0)
     is_token = (column >= first) & (column < end)
@@ -398,3 +404,185 @@ def test_slots_give_the_mask_of_their_sequences():
                     seen = j <= i + k_lens[b] - q_lens[b]
                     expected[q_slots[b] + i, k_slots[b] + j] = seen
         np.testing.assert_array_equal(reference.to_dense(columns, q_slots[-1]), expected)
+
+
+# The kernels
+
+
+class Calls:
+    """Calls to run on the CPU in one process, and what is to come out."""
+
+    def __init__(self, most_groups=plan_cu_seqlens.MOST_GROUPS):
+        self._script, self._results, self._expected = emulator.Script(), [], []
+        self._most_groups = most_groups
+
+    def _run(self, make, *arguments, **named):
+        with emulator.planning(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plan_cu_seqlens, "MOST_GROUPS", self._most_groups)
+            launches = make(*arguments, **named)
+        for launch in launches if isinstance(launches, list) else [launches]:
+            self._script.launch(launch)
+
+    def _result(self, shape, expected, offset=0):
+        handle = self._script.buffer(np.full(shape, -77, np.int32), offset)
+        self._results.append(handle)
+        self._expected.append(None if expected is None else np.reshape(expected, shape))
+        return handle
+
+    def _scratch(self, token_num):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plan_cu_seqlens, "MOST_GROUPS", self._most_groups)
+            nbytes = plan_cu_seqlens.cu_seqlens_scratch_nbytes(token_num)
+        return self._script.buffer(np.full(nbytes, 0x5A, np.uint8))
+
+    def add_runs(self, tokens, shape, expected, **kind):
+        given = self._script.buffer(tokens, offset=tokens.itemsize * (len(self._expected) % 2))
+        form = plan_cu_seqlens.Tokens(
+            given, tokens.dtype == np.int64, tokens.size, tokens.shape[-1]
+        )
+        entries = self._result(shape, expected, 8 * (len(self._expected) % 2))
+        scratch = self._scratch(tokens.size)
+        self._run(plan_cu_seqlens.run_launches, form, entries, shape[0], scratch, **kind)
+
+    def add_ids(self, ids, most, padding_id=None):
+        expected = oracle.cu_seqlens_from_ids(batch_of(ids), most, padding_id)
+        self.add_runs(ids, (most + 1,), expected, padding_id=padding_id)
+
+    def add_positions(self, positions, most):
+        expected = oracle.cu_seqlens_from_positions(batch_of(positions), most)
+        self.add_runs(positions, (most + 1,), expected, by_positions=True)
+
+    def add_spans(self, ids, most, text_id):
+        expected = oracle.spans_from_ids(batch_of(ids), most, text_id)
+        self.add_runs(ids, (most, 2), expected, text_id=text_id)
+
+    def add_mask(self, mask, offset=0):
+        expected = oracle.cu_seqlens_from_padding(mask.tolist())
+        both = tuple(self._result((5 * len(mask) + 1,), cuts) for cuts in expected)
+        given = self._script.buffer(mask, offset=offset)
+        scratch = self._scratch(mask.size)
+        self._run(plan_cu_seqlens.mask_launches, given, mask.itemsize, *mask.shape, both, scratch)
+
+    def add_slots(self, slots, is_known=True):
+        expected = None, None
+        if is_known:
+            expected = oracle.cu_seqlens_from_slots(*(cuts.tolist() for cuts in slots))
+        both = tuple(self._result((3 * len(slots[0]) - 2,), cuts) for cuts in expected)
+        pointers = tuple(self._script.buffer(cuts) for cuts in slots)
+        strides = tuple(cuts.itemsize // 4 for cuts in slots)
+        self._run(plan_cu_seqlens.slots_launch, pointers, strides, len(slots[0]) - 1, both)
+
+    def add_split(self, columns, b, row_num, offsets=(0, 0)):
+        shape = (b, 1, len(columns) // b, 2)
+        parts = self._result(shape, oracle.split_columns(columns, b, row_num), offsets[1])
+        given = self._script.buffer(columns, offset=offsets[0])
+        part = len(columns) // b, row_num // b
+        self._run(plan.split_launch, given, len(columns), *part, parts)
+
+    def check(self, executable, timeout=240):
+        for handle in self._results:
+            self._script.read(handle)
+        results = self._script.run(executable, timeout)
+        for i, (result, expected) in enumerate(zip(results, self._expected, strict=True)):
+            if expected is not None:
+                np.testing.assert_array_equal(result, expected, err_msg=f"result {i}")
+
+
+def add_random_runs(calls, rng, tokens):
+    """Add calls of ids, positions and spans, with room for all, for some, and for more."""
+    ids, positions = random_tokens(rng, tokens, "ids"), random_tokens(rng, tokens, "positions")
+    room = int(rng.choice([0, 1, 2, 30, 1000]))
+    calls.add_ids(ids, room)
+    calls.add_positions(positions, room)
+    calls.add_spans(ids, room, int(rng.choice([-1, 0, 5, 7, 2**40])))
+    flat = np.append(ids.ravel(), np.zeros(int(rng.integers(0, 70)), ids.dtype))
+    calls.add_ids(flat, room, int(rng.choice([0, -1, 1, 2**40])))
+
+
+@needs_gxx
+@SANITIZERS
+@pytest.mark.parametrize("most_groups", [plan_cu_seqlens.MOST_GROUPS, 3])
+def test_runs_on_the_cpu(builds, sanitizer, count, most_groups):
+    """Of a tile a group of tokens, and of many."""
+    rng = np.random.default_rng(most_groups)
+    calls = Calls(most_groups)
+    for _ in range(count // 3):
+        add_random_runs(calls, rng, int(rng.choice([40, 300, 3000])))
+    calls.check(builds(sanitizer))
+
+
+@needs_gxx
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+def test_runs_around_edges(builds, sanitizer):
+    """Starts at, before and behind words, tiles, and what a block lists; none; all."""
+    calls = Calls()
+    tile, listed = 4 * emulator.SIZES.block_threads, 32 * emulator.SIZES.block_threads
+    for size in (1, 31, 32, 33, 127, 128, 129, tile - 1, tile, tile + 1, listed, listed + 1):
+        for start in {0, 1, size // 2, size - 1}:
+            ids = (np.arange(size) >= start).astype(np.int32)
+            calls.add_ids(ids, 3)
+            calls.add_ids(ids, 3, padding_id=1)
+            calls.add_spans(ids, 2, 0)
+            calls.add_spans(ids, 2, 1)
+        alternating = np.arange(size) % 2
+        calls.add_ids(alternating, size)
+        calls.add_ids(alternating, size // 2)
+        calls.add_spans(alternating, size, 0)
+        calls.add_spans(alternating, max(size // 4, 1), 1)
+        calls.add_positions(np.zeros(size, np.int64), size + 5)
+    calls.check(builds(sanitizer))
+
+
+@needs_gxx
+@SANITIZERS
+def test_masks_on_the_cpu(builds, sanitizer, count):
+    rng = np.random.default_rng(5)
+    calls = Calls()
+    for i in range(count):
+        tokens = int(rng.choice([10, 200, 3000]))
+        calls.add_mask(random_mask(rng, tokens), offset=8 * (i % 2))
+    calls.check(builds(sanitizer))
+
+
+@needs_gxx
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+def test_masks_around_edges(builds, sanitizer):
+    """One token at any place of a row of about a part, a chunk, and of several parts."""
+    calls = Calls()
+    part = 64 * emulator.SIZES.block_threads
+    for dtype in (np.bool_, np.int16, np.int64):
+        itemsize = np.dtype(dtype).itemsize
+        for nbytes in (8, 16, 24, part - 8, part, part + 8, 3 * part + 24):
+            length = nbytes // itemsize
+            for at in {0, 1, length // 2, length - 1} & set(range(length)):
+                mask = np.zeros((2, length), dtype)
+                mask[0, at] = mask[1, length - 1 - at] = 1
+                for offset in (0, itemsize):
+                    calls.add_mask(mask, offset)
+    most = Calls(most_groups=2)  # parts of more than a block has in flight
+    most.add_mask(np.arange(5 * part)[None] == 2 * part)
+    calls.check(builds(sanitizer))
+    most.check(builds(sanitizer))
+
+
+@needs_gxx
+@SANITIZERS
+def test_slots_on_the_cpu(builds, sanitizer, count):
+    rng = np.random.default_rng(6)
+    calls = Calls()
+    for _ in range(count):
+        batch = int(rng.choice([0, 1, 5, 63, 64, 65, 200]))
+        calls.add_slots(random_slots(rng, batch, is_cut=rng.random() < 0.5))
+    calls.check(builds(sanitizer))
+
+
+@needs_gxx
+@SANITIZERS
+def test_splits_on_the_cpu(builds, sanitizer, count):
+    rng = np.random.default_rng(7)
+    calls = Calls()
+    for i in range(count):
+        columns, b, row_num = random_split(rng, 300)
+        if len(columns):
+            calls.add_split(columns, b, row_num, offsets=(8 * (i % 2), 8 * (i // 2 % 2)))
+    calls.check(builds(sanitizer))
