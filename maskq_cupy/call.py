@@ -9,6 +9,7 @@
 Inside, the arrays' device is the current one.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -175,10 +176,10 @@ class Call:
         return memory.ptr
 
     def read_back(self, array: Facts, entries: slice, why: str) -> np.ndarray:
-        """Copy entries of an array of shape (n,) to the host, and wait; `why` is of a capture."""
+        """Copy entries of an array to the host, in a row, and wait; `why` is of a capture."""
         self.forbid_in_capture(why)
         streams.wait_for_producers(self._launch, self._producers())
-        start, stop, _ = entries.indices(array.shape[0])
+        start, stop, _ = entries.indices(math.prod(array.shape))
         host = np.empty(stop - start, array.dtype)
         self.download(array.pointer + start * host.itemsize, host)
         return host

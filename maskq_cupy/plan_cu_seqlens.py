@@ -83,16 +83,27 @@ def run_launches(
     return [launch for launch in (mark, put) if launch.grid and entry_num]
 
 
+def mask_scratch_nbytes(item_nbytes: int, batch: int, row_length: int) -> int:
+    """Return the bytes that a mask needs, of the `cu_seqlens_scratch_nbytes` of its tokens."""
+    parts, _ = _mask_parts(item_nbytes, batch, row_length)
+    return 8 * batch * parts if parts > 1 else 0
+
+
+def _mask_parts(item_nbytes: int, batch: int, row_length: int) -> tuple[int, int]:
+    """Return how many parts a batch row is read in, a block each, and the bytes of one."""
+    row_nbytes = row_length * item_nbytes
+    # A part is what a block has in flight at once, or more where parts would be too many.
+    most_parts = max(MOST_GROUPS // max(batch, 1), 1)
+    least_nbytes = 64 * compiler.SIZES.block_threads
+    part_nbytes = max(least_nbytes, -(-row_nbytes // most_parts // 16) * 16)
+    return (max(-(-row_nbytes // part_nbytes), 1) if batch else 1), part_nbytes
+
+
 def mask_launches(
     mask: Any, item_nbytes: int, batch: int, row_length: int, cu_seqlens: tuple, scratch: Any
 ) -> list[Launch]:
     """Return the launches that write both cu_seqlens of a mask, one where rows are short."""
-    threads = compiler.SIZES.block_threads
-    row_nbytes = row_length * item_nbytes
-    # A part is what a block has in flight at once, or more where parts would be too many.
-    most_parts = max(MOST_GROUPS // max(batch, 1), 1)
-    part_nbytes = max(64 * threads, -(-row_nbytes // most_parts // 16) * 16)
-    parts = max(-(-row_nbytes // part_nbytes), 1)
+    parts, part_nbytes = _mask_parts(item_nbytes, batch, row_length)
     cu_seqlens_q, cu_seqlens_k = cu_seqlens
     find = launch_of("mask_bounds")(
         max(batch * parts, 1),
@@ -109,7 +120,7 @@ def mask_launches(
     if parts == 1:
         return [find]
     fold = launch_of("cuts_of_bounds")(
-        max(-(-batch // (threads // 32)), 1),
+        -(-batch // (compiler.SIZES.block_threads // 32)),
         part_bounds=scratch,
         batch=batch,
         row_length=row_length,
