@@ -191,11 +191,12 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void cuts_of_slots(
     int* keys)                            // (3 * batch + 1,)
 {
     put_first_cuts(rows, keys);
-    unsigned b = blockIdx.x * BLOCK_THREADS + threadIdx.x;
-    if (b >= batch) return;
-    int2 row_ends = ends_in_slot({cu_seqlens_q, q_stride}, {cu_seqlens_q_padded, q_padded_stride}, b);
-    int2 key_ends = ends_in_slot({cu_seqlens_k, k_stride}, {cu_seqlens_k_padded, k_padded_stride}, b);
-    unsigned long long at = (unsigned long long)b * SLOT_PARTS + 1;
+    unsigned sequence = blockIdx.x * BLOCK_THREADS + threadIdx.x;
+    if (sequence >= batch) return;
+    Cuts q = {cu_seqlens_q, q_stride}, q_slots = {cu_seqlens_q_padded, q_padded_stride};
+    Cuts k = {cu_seqlens_k, k_stride}, k_slots = {cu_seqlens_k_padded, k_padded_stride};
+    int2 row_ends = ends_in_slot(q, q_slots, sequence), key_ends = ends_in_slot(k, k_slots, sequence);
+    unsigned long long at = (unsigned long long)sequence * SLOT_PARTS + 1;
     rows[at] = rows[at + 1] = row_ends.x;
     rows[at + 2] = row_ends.y;
     keys[at] = key_ends.x;

@@ -96,11 +96,12 @@ __device__ void block_mark(
     unsigned first_tile = blockIdx.x * group_tiles;
     unsigned tile_num = (tokens.num + TOKEN_TILE - 1) / TOKEN_TILE;
     unsigned tile_end = min(first_tile + group_tiles, tile_num);
+    bool is_last = threadIdx.x == 0 && tile_end == tile_num && tokens.ends_open();
     Group group = {0, 0};
 #pragma unroll 1
     for (unsigned tile = first_tile; tile < tile_end; ++tile)
         warp_mark(tokens, tile * TOKEN_TILE + own, starts, stops, group);
-    if (threadIdx.x == 0 && tile_end == tile_num && tokens.ends_open()) group.end = tokens.num;
+    if (is_last) group.end = tokens.num;
     __syncthreads();  // shared is 0
     if (threadIdx.x % WARP_THREADS == 0) {
         atomicAdd(&shared.starts, group.starts);

@@ -7,6 +7,7 @@ import oracle
 import pytest
 from on_cpu import emulator
 
+import maskq_cupy
 from maskq_cupy import plan, plan_cu_seqlens, reference, reference_cu_seqlens
 
 needs_gxx = pytest.mark.skipif(not emulator.available(), reason="g++ is not installed")
@@ -514,6 +515,10 @@ def test_runs_on_the_cpu(builds, sanitizer, count, most_groups):
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_runs_around_edges(builds, sanitizer):
+    runs_around_edges().check(builds(sanitizer))
+
+
+def runs_around_edges():
     """Starts at, before and behind words, tiles, and what a block lists; none; all."""
     calls = Calls()
     tile, listed = 4 * emulator.SIZES.block_threads, 32 * emulator.SIZES.block_threads
@@ -530,7 +535,7 @@ def test_runs_around_edges(builds, sanitizer):
         calls.add_spans(alternating, size, 0)
         calls.add_spans(alternating, max(size // 4, 1), 1)
         calls.add_positions(np.zeros(size, np.int64), size + 5)
-    calls.check(builds(sanitizer))
+    return calls
 
 
 @needs_gxx
@@ -547,8 +552,12 @@ def test_masks_on_the_cpu(builds, sanitizer, count):
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_masks_around_edges(builds, sanitizer):
+    masks_around_edges().check(builds(sanitizer))
+
+
+def masks_around_edges():
     """One token at any place of a row of about a part, a chunk, and of several parts."""
-    calls = Calls()
+    calls = Calls(most_groups=8)  # so that parts of long rows are more than is in flight at once
     part = 64 * emulator.SIZES.block_threads
     for dtype in (np.bool_, np.int16, np.int64):
         itemsize = np.dtype(dtype).itemsize
@@ -559,10 +568,9 @@ def test_masks_around_edges(builds, sanitizer):
                 mask[0, at] = mask[1, length - 1 - at] = 1
                 for offset in (0, itemsize):
                     calls.add_mask(mask, offset)
-    most = Calls(most_groups=2)  # parts of more than a block has in flight
-    most.add_mask(np.arange(5 * part)[None] == 2 * part)
-    calls.check(builds(sanitizer))
-    most.check(builds(sanitizer))
+    for at in (0, 9 * part, 9 * part + 17, 17 * part, 20 * part - 1):
+        calls.add_mask(np.arange(20 * part)[None] == at)
+    return calls
 
 
 @needs_gxx
@@ -581,8 +589,272 @@ def test_slots_on_the_cpu(builds, sanitizer, count):
 def test_splits_on_the_cpu(builds, sanitizer, count):
     rng = np.random.default_rng(7)
     calls = Calls()
+    add_random_splits(calls, rng, count)
+    calls.check(builds(sanitizer))
+
+
+def add_random_splits(calls, rng, count):
     for i in range(count):
         columns, b, row_num = random_split(rng, 300)
         if len(columns):
             calls.add_split(columns, b, row_num, offsets=(8 * (i % 2), 8 * (i // 2 % 2)))
-    calls.check(builds(sanitizer))
+
+
+# On a GPU
+
+
+def same(cupy, found, expected):
+    """Require arrays of CuPy, or pairs of them, that are the expected ones."""
+    pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+    for array, right in pairs:
+        assert type(array) is cupy.ndarray
+        right = np.asarray(right, np.int32).reshape(array.shape)
+        np.testing.assert_array_equal(cupy.asnumpy(array), right, strict=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(3))
+def test_gpu_runs(cupy, seed):
+    """Also with more documents than there is room for: against the definition."""
+    rng = np.random.default_rng(seed)
+    for tokens in [0, 1, 50, 1000] * 12 + [9000, 40_000]:
+        ids, positions = random_tokens(rng, tokens, "ids"), random_tokens(rng, tokens, "positions")
+        most, text_id = int(rng.choice([0, 1, 30, 5000])), int(rng.choice([-1, 0, 5, 2**40]))
+        rows = batch_of(ids)
+        given = cupy.asarray(ids)
+        found = maskq_cupy.cu_seqlens_from_ids(given, most)
+        same(cupy, found, oracle.cu_seqlens_from_ids(rows, most))
+        found = maskq_cupy.spans_from_ids(given, most, text_id)
+        same(cupy, found, oracle.spans_from_ids(rows, most, text_id))
+        found = maskq_cupy.cu_seqlens_from_ids(given.ravel(), most, text_id)
+        same(cupy, found, oracle.cu_seqlens_from_ids(batch_of(ids.ravel()), most, text_id))
+        found = maskq_cupy.cu_seqlens_from_positions(cupy.asarray(positions), most)
+        same(cupy, found, oracle.cu_seqlens_from_positions(batch_of(positions), most))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_gpu_large(cupy, dtype):
+    """Of many tiles a group; a document a thousand tokens, or nearly every token one."""
+    n = 2**24 + 76  # a multiple of 7
+    for mean in (1000, 1.5):
+        begins = cupy.random.default_rng(1).random(n) < 1 / mean
+        ids = cupy.cumsum(begins, dtype=dtype)
+        host = cupy.asnumpy(ids)
+        most = int(host[-1]) + 3
+        found = maskq_cupy.cu_seqlens_from_ids(ids, most, int(host[-1]))
+        same(cupy, found, reference.cu_seqlens_from_ids(host, most, int(host[-1])))
+        found = maskq_cupy.cu_seqlens_from_ids(ids.reshape(7, -1), most + 7)
+        same(cupy, found, reference.cu_seqlens_from_ids(host.reshape(7, -1), most + 7))
+        spans = (ids % 3).astype(dtype)
+        same(
+            cupy,
+            maskq_cupy.spans_from_ids(spans, most, 0),
+            reference.spans_from_ids(cupy.asnumpy(spans), most, 0),
+        )
+
+
+@pytest.mark.gpu
+def test_gpu_masks(cupy):
+    rng = np.random.default_rng(3)
+    for tokens in [10, 300, 5000, 60_000] * 8:
+        mask = random_mask(rng, tokens)
+        found = maskq_cupy.cu_seqlens_from_padding(cupy.asarray(mask))
+        same(cupy, found, oracle.cu_seqlens_from_padding(mask.tolist()))
+    mask = np.zeros((2, 3_000_000), np.int64)
+    mask[0, 1_234_567:2_345_678] = mask[1, 7] = 1
+    same(
+        cupy,
+        maskq_cupy.cu_seqlens_from_padding(cupy.asarray(mask)),
+        reference.cu_seqlens_from_padding(mask),
+    )
+
+
+@pytest.mark.gpu
+def test_gpu_slots_and_splits(cupy):
+    rng = np.random.default_rng(4)
+    for _ in range(60):
+        slots = random_slots(rng, int(rng.choice([0, 1, 7, 256, 2000])), is_cut=True)
+        found = maskq_cupy.cu_seqlens_from_slots(*(cupy.asarray(cuts) for cuts in slots))
+        same(cupy, found, oracle.cu_seqlens_from_slots(*(cuts.tolist() for cuts in slots)))
+        columns, b, row_num = random_split(rng, 3000)
+        found = maskq_cupy.split_columns(cupy.asarray(columns)[None, None], b, row_num)
+        same(cupy, found, reference.split_columns(columns, b, row_num))
+
+
+CALLS = [
+    ("cu_seqlens_from_ids", [[7, 7, 9, 9, 0]], {"max_sequence_num": 3, "padding_id": 0}),
+    ("cu_seqlens_from_positions", [[[0, 1, 2], [0, 0, 1]]], {"max_sequence_num": 4}),
+    ("spans_from_ids", [[-1, 4, 4, -1, 5]], {"max_span_num": 3}),
+    ("cu_seqlens_from_padding", [[[0, 1, 1], [1, 0, 0]]], {}),
+    ("cu_seqlens_from_slots", [[0, 2, 3], [0, 4, 6], [0, 2, 3], [0, 4, 6]], {}),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "given", "options"), CALLS)
+@pytest.mark.parametrize("kind", ["list", "numpy", "cupy", "torch", "jax"])
+def test_gpu_frameworks(cupy, name, given, options, kind):
+    expected = getattr(reference, name)(*given, **options)
+    arrays = [np.asarray(array, np.int32) for array in given]
+    if kind == "list":
+        arrays = given
+    elif kind == "cupy":
+        arrays = [cupy.asarray(array) for array in arrays]
+    elif kind == "torch":
+        torch = pytest.importorskip("torch")
+        arrays = [torch.from_numpy(array).cuda() for array in arrays]
+    elif kind == "jax":
+        jax = pytest.importorskip("jax")
+        arrays = [jax.numpy.asarray(array) for array in arrays]
+        if jax.default_backend() == "cpu":
+            pytest.skip("JAX without a GPU")
+    function = getattr(maskq_cupy, name)
+    for validate in (False, True):
+        same(cupy, function(*arrays, **options, validate=validate), expected)
+
+
+@pytest.mark.gpu
+def test_gpu_mask_of_torch(cupy):
+    torch = pytest.importorskip("torch")
+    mask = np.array([[0, 1, 1, 0], [1, 1, 0, 0]])
+    expected = reference.cu_seqlens_from_padding(mask)
+    for dtype in (torch.bool, torch.uint8, torch.int16, torch.int64):
+        given = torch.from_numpy(mask).to("cuda", dtype)
+        same(cupy, maskq_cupy.cu_seqlens_from_padding(given), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "given", "options"), CALLS)
+def test_gpu_out(cupy, name, given, options):
+    expected = getattr(reference, name)(*given, **options)
+    arrays = [cupy.asarray(array) for array in given]
+    function = getattr(maskq_cupy, name)
+    if isinstance(expected, tuple):
+        out = [cupy.full(right.shape, -77, np.int32) for right in expected]
+        assert function(*arrays, **options, out=out) is out
+        same(cupy, tuple(out), expected)
+        with pytest.raises(TypeError, match="out must be a pair of GPU arrays, got ndarray"):
+            function(*arrays, **options, out=out[0])
+        with pytest.raises(ValueError, match=r"out\[1\] must be int32 of shape \(\d+,\), got"):
+            function(*arrays, **options, out=(out[0], out[1][1:]))
+        with pytest.raises(ValueError, match=r"out\[1\] must not overlap"):
+            function(*arrays, **options, out=(out[0], out[0]))
+        return
+    out = cupy.full(expected.shape, -77, np.int32)
+    assert function(*arrays, **options, out=out) is out
+    same(cupy, out, expected)
+    with pytest.raises(ValueError, match=r"out must be int32 of shape"):
+        function(*arrays, **options, out=out[1:])
+    with pytest.raises(TypeError, match=r"out must be int32 of shape .*, got int64"):
+        function(*arrays, **options, out=out.astype(np.int64))
+    memory = cupy.empty(maskq_cupy.cu_seqlens_scratch_nbytes(arrays[0].size) - 16, np.uint8)
+    with pytest.raises(ValueError, match=r"scratch must be writable, .* of at least"):
+        function(*arrays, **options, out=out, scratch=memory)
+
+
+@pytest.mark.gpu
+def test_gpu_validates(cupy):
+    """What the reference says of values on the host, it says of those on the GPU."""
+    bad = [
+        ("cu_seqlens_from_ids", [[7, 7, 9]], {"max_sequence_num": 1}),
+        ("cu_seqlens_from_ids", [[7, 0, 9, 0]], {"max_sequence_num": 9, "padding_id": 0}),
+        ("cu_seqlens_from_positions", [[[0, 1], [0, 0]]], {"max_sequence_num": 2}),
+        ("spans_from_ids", [[5, -1, 5]], {"max_span_num": 1}),
+        ("cu_seqlens_from_padding", [[[1, 0, 1]]], {}),
+        ("cu_seqlens_from_slots", [[0, 2, 5], [0, 4, 6], [0, 2, 3], [0, 4, 6]], {}),
+    ]
+    for name, given, options in bad:
+        with pytest.raises(ValueError) as of_host:  # noqa: PT011
+            getattr(reference, name)(*given, **options)
+        for arrays in (given, [cupy.asarray(array) for array in given]):
+            with pytest.raises(ValueError) as found:  # noqa: PT011
+                getattr(maskq_cupy, name)(*arrays, **options, validate=True)
+            assert str(found.value) == str(of_host.value)
+        getattr(maskq_cupy, name)(*(cupy.asarray(array) for array in given), **options)
+
+
+@pytest.mark.gpu
+def test_gpu_bad_arrays(cupy):
+    ids = cupy.zeros((3, 4), np.int32)
+    with pytest.raises(ValueError, match=r"ids must be C-contiguous, got a strided view of shape"):
+        maskq_cupy.cu_seqlens_from_ids(ids.T, 3)
+    with pytest.raises(TypeError, match=r"position_ids must be int32 or int64 .*, got float32 of"):
+        maskq_cupy.cu_seqlens_from_positions(ids.astype(np.float32), 3)
+    with pytest.raises(ValueError, match=r"ids must be .* \(b, L\), got .*\(3, 1, 4\)"):
+        maskq_cupy.spans_from_ids(ids[:, None], 3)
+    with pytest.raises(ValueError, match=r"padding_id goes with ids of shape \(N,\)"):
+        maskq_cupy.cu_seqlens_from_ids(ids, 3, 0)
+    with pytest.raises(TypeError, match=r"mask must be bool or of an int dtype, .* got float32"):
+        maskq_cupy.cu_seqlens_from_padding(ids.astype(np.float32))
+    cuts = cupy.zeros(4, np.int32)
+    with pytest.raises(ValueError, match="cu_seqlens_k_padded must have as many entries"):
+        maskq_cupy.cu_seqlens_from_slots(cuts, cuts, cuts, cuts[:3])
+    with pytest.raises(TypeError, match="the input must be all on one GPU or all on the host"):
+        maskq_cupy.cu_seqlens_from_slots(cuts, cuts, cuts, [0, 0, 0, 0])
+    with pytest.raises(ValueError, match="columns must be a multiple of b = 2, got 3"):
+        maskq_cupy.split_columns(cupy.zeros((3, 2), np.int32), 2, 4)
+
+
+@pytest.mark.gpu
+def test_gpu_replays_in_a_graph(cupy):
+    """From ids to the columns, and from a mask to a batch's, with others at each replay."""
+    rng = np.random.default_rng(6)
+    n, most, batch = 3000, 400, 4
+    ids, mask = cupy.zeros(n, np.int32), cupy.zeros((batch, n // batch), np.bool_)
+    cuts, spans = cupy.empty(most + 1, np.int32), cupy.empty((most, 2), np.int32)
+    pair = cupy.empty((2, 5 * batch + 1), np.int32)
+    columns, padded = cupy.empty((n, 2), np.int32), cupy.empty((n, 2), np.int32)
+    parts = cupy.empty((batch, 1, n // batch, 2), np.int32)
+    scratch = cupy.empty(maskq_cupy.cu_seqlens_scratch_nbytes(n), np.uint8)
+
+    def enqueue():
+        maskq_cupy.cu_seqlens_from_ids(ids, most, 0, out=cuts, scratch=scratch)
+        maskq_cupy.spans_from_ids(ids, most, 0, out=spans, scratch=scratch)
+        maskq_cupy.get_attn_mask_q(cuts, cuts, out=columns)
+        maskq_cupy.cu_seqlens_from_padding(mask, out=tuple(pair), scratch=scratch)
+        maskq_cupy.get_attn_mask_q(*pair, out=padded)
+        maskq_cupy.split_columns(padded, batch, n, out=parts)
+
+    maskq_cupy.warm_up()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match="the result is allocated: give out="):
+            maskq_cupy.cu_seqlens_from_ids(ids, most)
+        with pytest.raises(RuntimeError, match="scratch memory is allocated: give scratch="):
+            maskq_cupy.cu_seqlens_from_ids(ids, most, out=cuts)
+        with pytest.raises(RuntimeError, match="validate=True waits for the GPU"):
+            maskq_cupy.cu_seqlens_from_padding(mask, out=tuple(pair), validate=True)
+        with pytest.raises(RuntimeError, match="host input is copied"):
+            maskq_cupy.cu_seqlens_from_ids([1, 2], most, out=cuts, scratch=scratch)
+        enqueue()
+        graph = stream.end_capture()
+        for _ in range(30):
+            found = np.cumsum(rng.random(n) < 0.1).astype(np.int32) + 1
+            found[n - int(rng.integers(0, 50)) :] = 0
+            first, end = np.sort(rng.integers(0, n // batch + 1, (2, batch, 1)), axis=0)
+            column = np.arange(n // batch)
+            is_token = (column >= first) & (column < end)
+            ids.set(found)
+            mask.set(is_token)
+            graph.launch()
+            right = reference.cu_seqlens_from_ids(found, most, 0)
+            same(cupy, cuts, right)
+            same(cupy, spans, reference.spans_from_ids(found, most, 0))
+            same(cupy, columns, reference.get_attn_mask_q(right, right, kv_token_num=n))
+            right = reference.get_attn_mask_q(*reference.cu_seqlens_from_padding(is_token))
+            same(cupy, parts, reference.split_columns(right, batch, n))
+
+
+@pytest.mark.gpu
+def test_gpu_streams(cupy):
+    """Ids that another stream still writes are waited for, and the result by those after it."""
+    ids = cupy.zeros(1 << 20, np.int32)
+    right = reference.cu_seqlens_from_ids(np.arange(1 << 20) // 100, 20_000)
+    launch = cupy.cuda.Stream(non_blocking=True)
+    for _ in range(5):
+        ids[:] = 0
+        ids += cupy.arange(1 << 20, dtype=np.int32) // 100
+        found = maskq_cupy.cu_seqlens_from_ids(ids, 20_000, stream=launch)
+        same(cupy, found + 0, right)
