@@ -420,7 +420,7 @@ def run_cu_seqlens(executable, by):
     part = 4 if by == "thread" else 1
     for most_groups in (1024, 3):
         some = test_cu_seqlens.Calls(most_groups)
-        for tokens in (40, 300, 3000) * (12 // part):
+        for tokens in (40, 300, 3000) * (8 // part):
             test_cu_seqlens.add_random_runs(some, rng, tokens)
             some.add_mask(test_cu_seqlens.random_mask(rng, tokens), offset=8)
             some.add_slots(test_cu_seqlens.random_slots(rng, 70, is_cut=True))
