@@ -24,10 +24,9 @@ from maskq_cupy.plan import (
     shard_scratch_nbytes,
     tree_scratch_nbytes,
 )
-from maskq_cupy.reference import Blocks
-from maskq_cupy.shards import needed_keys, shard_columns
 from maskq_cupy.plan_cu_seqlens import cu_seqlens_scratch_nbytes
 from maskq_cupy.reference import Blocks, CuSeqlens
+from maskq_cupy.shards import needed_keys, shard_columns
 from maskq_cupy.tree import tree_attn_mask_q
 
 __version__ = "0.1.0"

@@ -185,7 +185,6 @@ class Call:
 
     def read_back(self, array: Facts, entries: slice, why: str) -> np.ndarray:
         """Copy entries of an array, counted as if it were flat, and wait; `why` is of a capture."""
-        """Copy entries of an array to the host, in a row, and wait; `why` is of a capture."""
         self.forbid_in_capture(why)
         streams.wait_for_producers(self._launch, self._producers())
         start, stop, _ = entries.indices(math.prod(array.shape))

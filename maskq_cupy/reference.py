@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskq_cupy import checks, cp, forest, host
-from maskq_cupy.rule import CAUSAL, INT32_MAX, Rule, resolve_rule
-from maskq_cupy import checks, forest, host
 from maskq_cupy.reference_cu_seqlens import CuSeqlens as CuSeqlens
 from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_ids as cu_seqlens_from_ids
 from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_padding as cu_seqlens_from_padding
@@ -18,7 +16,7 @@ from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_positions as cu_seql
 from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_slots as cu_seqlens_from_slots
 from maskq_cupy.reference_cu_seqlens import spans_from_ids as spans_from_ids
 from maskq_cupy.reference_cu_seqlens import split_columns as split_columns
-from maskq_cupy.rule import CAUSAL, Rule, resolve_rule
+from maskq_cupy.rule import CAUSAL, INT32_MAX, Rule, resolve_rule
 
 DENSE_LIMIT = 2**30  # pairs, a byte each, of a dense mask unless the caller allows more
 

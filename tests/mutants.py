@@ -567,6 +567,8 @@ def run_tile_lists(executable, by):
 
 OF_COLUMNS = Suite((RULE, MODIFIED, INTERVALS), run_columns)
 OF_MODIFIED = Suite((MODIFIED,), run_modified)
+
+
 def run_cu_seqlens(executable, by):
     rng = np.random.default_rng(0)
     part = 4 if by == "thread" else 1

@@ -134,6 +134,8 @@ def needed(columns, block_size):
     """Return how many keys of each block are shown to any row."""
     starts = range(0, len(columns), block_size)
     return [sum(int(ute < lts) for lts, ute in columns[s : s + block_size]) for s in starts]
+
+
 def runs(tokens, begins):
     """Return (start, end) of each run of a (b, L) batch's tokens, counted row by row.
 

@@ -220,6 +220,8 @@ def times_ours(runs, theirs, ours, n, **facts):
 
 def chunks_milliseconds(runs):
     return largest(Ratio(run["us"] * 1e-3, run["case"]) for run in runs.of("cp_chunks"))
+
+
 FROM_TOKENS = ("cu_seqlens_from_ids", "cu_seqlens_from_positions", "spans_from_ids")
 
 
