@@ -91,7 +91,7 @@ __device__ Bounds warp_fold(Bounds bounds)
         bounds.from_end = max(bounds.from_end, __shfl_down_sync(FULL_MASK, bounds.from_end, distance));
         bounds.end = max(bounds.end, __shfl_down_sync(FULL_MASK, bounds.end, distance));
     }
-    return {of_warp(bounds.from_end), of_warp(bounds.end)};
+    return {warp_uniform(bounds.from_end), warp_uniform(bounds.end)};
 }
 
 // Writes a batch row's cuts, one a lane. A row without tokens is front padding.
@@ -157,7 +157,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void cuts_of_bounds(
     int* cu_seqlens_k)         // (5 * batch + 1,)
 {
     put_first_cuts(cu_seqlens_q, cu_seqlens_k);
-    unsigned row = blockIdx.x * WARPS + warp_of_block();
+    unsigned row = blockIdx.x * WARPS + warp_index();
     if (row >= batch) return;
     wait_for_launch_before();
     Bounds bounds = {0, 0};

@@ -92,7 +92,7 @@ template <class Value>
 __device__ void block_mark(
     const Tokens<Value>& tokens, unsigned group_tiles, unsigned* starts, unsigned* stops, Group& shared)
 {
-    unsigned own = warp_of_block() * WORDS_AT_ONCE * WORD_BITS;
+    unsigned own = warp_index() * WORDS_AT_ONCE * WORD_BITS;
     unsigned first_tile = blockIdx.x * group_tiles;
     unsigned tile_num = (tokens.num + TOKEN_TILE - 1) / TOKEN_TILE;
     unsigned tile_end = min(first_tile + group_tiles, tile_num);
@@ -274,7 +274,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void list_runs(
     __shared__ Totals totals[WARPS];
     __shared__ unsigned warp_starts[2][WARPS];  // by the round's parity: one barrier a round is enough
     wait_for_launch_before();
-    unsigned lane = threadIdx.x % WARP_THREADS, warp = warp_of_block();
+    unsigned lane = threadIdx.x % WARP_THREADS, warp = warp_index();
     unsigned word_num = (token_num + WORD_BITS - 1) / WORD_BITS;
     unsigned long long first_word = (unsigned long long)blockIdx.x * block_words;
     unsigned word_end = (unsigned)min((long long)(first_word + block_words), (long long)word_num);
