@@ -18,13 +18,13 @@
 // No block waits for another. Of values only bits are kept, so that any are good. There are at most
 // INT32_MAX tokens.
 
+#include "device.cuh"
 #include "overlap.cuh"
-#include "search.cuh"
 
-#define WORD_BITS 32
-#define WORDS_AT_ONCE 4  // of a warp, whose tokens are in flight together
-#define TOKEN_TILE (WARPS * WORDS_AT_ONCE * WORD_BITS)
-#define FEW_BITS 4       // of a word: its lane writes them one by one
+constexpr unsigned WORD_BITS = 32;
+constexpr unsigned WORDS_AT_ONCE = 4;  // of a warp, whose tokens are in flight together
+constexpr unsigned TOKEN_TILE = WARPS * WORDS_AT_ONCE * WORD_BITS;
+constexpr unsigned FEW_BITS = 4;       // of a word: its lane writes them one by one
 
 static_assert(WORD_BITS == WARP_THREADS, "a warp's ballot is a word");
 
@@ -92,7 +92,7 @@ template <class Value>
 __device__ void block_mark(
     const Tokens<Value>& tokens, unsigned group_tiles, unsigned* starts, unsigned* stops, Group& shared)
 {
-    unsigned own = warp_of_block() * WORDS_AT_ONCE * WORD_BITS;
+    unsigned own = warp_index() * WORDS_AT_ONCE * WORD_BITS;
     unsigned first_tile = blockIdx.x * group_tiles;
     unsigned tile_num = (tokens.num + TOKEN_TILE - 1) / TOKEN_TILE;
     unsigned tile_end = min(first_tile + group_tiles, tile_num);
@@ -235,8 +235,7 @@ struct RunList {
 __device__ void warp_list(
     const RunList& list, unsigned start_bits, unsigned stop_bits, unsigned before, unsigned first_token)
 {
-    unsigned most = FEW_BITS;
-    bool is_many = (unsigned)__popc(start_bits) > most || (unsigned)__popc(stop_bits) > most;
+    bool is_many = max((unsigned)__popc(start_bits), (unsigned)__popc(stop_bits)) > FEW_BITS;
     if (__ballot_sync(FULL_MASK, is_many) == 0) {
         for (unsigned bits = start_bits, run = before; bits != 0; bits &= bits - 1)
             list.put_start(run++, first_token + (unsigned)__ffs((int)bits) - 1);
@@ -274,7 +273,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void list_runs(
     __shared__ Totals totals[WARPS];
     __shared__ unsigned warp_starts[2][WARPS];  // by the round's parity: one barrier a round is enough
     wait_for_launch_before();
-    unsigned lane = threadIdx.x % WARP_THREADS, warp = warp_of_block();
+    unsigned lane = threadIdx.x % WARP_THREADS, warp = warp_index();
     unsigned word_num = (token_num + WORD_BITS - 1) / WORD_BITS;
     unsigned long long first_word = (unsigned long long)blockIdx.x * block_words;
     unsigned word_end = (unsigned)min((long long)(first_word + block_words), (long long)word_num);
