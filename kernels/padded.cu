@@ -16,9 +16,9 @@
 #include "overlap.cuh"
 #include "sequences.cuh"
 
-#define PARTS 5             // sequences that a batch row becomes
-#define SLOT_PARTS 3        // and a sequence in a slot
-#define CHUNKS_AT_ONCE 4    // of 16 bytes, in flight a thread
+constexpr unsigned PARTS = 5;           // sequences that a batch row becomes
+constexpr unsigned SLOT_PARTS = 3;      // and a sequence in a slot
+constexpr unsigned CHUNKS_AT_ONCE = 4;  // of 16 bytes, in flight a thread
 
 // Where the tokens of a batch row, or of a part of one, are: 0, 0 if there are none.
 struct Bounds {
@@ -55,8 +55,8 @@ __device__ void add_chunk(const MaskRow& row, unsigned long long byte, const int
     bounds.add(row.length, row.place(byte + first), row.place(byte + last));
 }
 
-// Returns the bounds of the bytes [begin, end) of a row, by all threads of the block, each its part.
-__device__ Bounds thread_bounds(const MaskRow& row, unsigned long long begin, unsigned long long end)
+// Returns the bounds of this thread's share of the bytes [begin, end) of a row.
+__device__ Bounds bounds_of_share(const MaskRow& row, unsigned long long begin, unsigned long long end)
 {
     Bounds bounds = {0, 0};
     unsigned long long address = reinterpret_cast<unsigned long long>(row.bytes) + begin;
@@ -137,7 +137,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void mask_bounds(
     unsigned long long begin = part * part_bytes;
     unsigned long long end = begin + part_bytes < row_bytes ? begin + part_bytes : row_bytes;
     MaskRow bytes = {mask + row * row_bytes, row_length, item_shift};
-    Bounds own = warp_fold(thread_bounds(bytes, begin < end ? begin : end, end));
+    Bounds own = warp_fold(bounds_of_share(bytes, begin < end ? begin : end, end));
     if (threadIdx.x % WARP_THREADS == 0 && own.end != 0) {
         atomicMax(&of_block.from_end, own.from_end);
         atomicMax(&of_block.end, own.end);

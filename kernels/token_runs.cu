@@ -18,13 +18,13 @@
 // No block waits for another. Of values only bits are kept, so that any are good. There are at most
 // INT32_MAX tokens.
 
+#include "device.cuh"
 #include "overlap.cuh"
-#include "search.cuh"
 
-#define WORD_BITS 32
-#define WORDS_AT_ONCE 4  // of a warp, whose tokens are in flight together
-#define TOKEN_TILE (WARPS * WORDS_AT_ONCE * WORD_BITS)
-#define FEW_BITS 4       // of a word: its lane writes them one by one
+constexpr unsigned WORD_BITS = 32;
+constexpr unsigned WORDS_AT_ONCE = 4;  // of a warp, whose tokens are in flight together
+constexpr unsigned TOKEN_TILE = WARPS * WORDS_AT_ONCE * WORD_BITS;
+constexpr unsigned FEW_BITS = 4;       // of a word: its lane writes them one by one
 
 static_assert(WORD_BITS == WARP_THREADS, "a warp's ballot is a word");
 
@@ -235,8 +235,7 @@ struct RunList {
 __device__ void warp_list(
     const RunList& list, unsigned start_bits, unsigned stop_bits, unsigned before, unsigned first_token)
 {
-    unsigned most = FEW_BITS;
-    bool is_many = (unsigned)__popc(start_bits) > most || (unsigned)__popc(stop_bits) > most;
+    bool is_many = max((unsigned)__popc(start_bits), (unsigned)__popc(stop_bits)) > FEW_BITS;
     if (__ballot_sync(FULL_MASK, is_many) == 0) {
         for (unsigned bits = start_bits, run = before; bits != 0; bits &= bits - 1)
             list.put_start(run++, first_token + (unsigned)__ffs((int)bits) - 1);
