@@ -17,7 +17,7 @@ from maskq_cupy.plan import (
     shard_scratch_nbytes,
     tree_scratch_nbytes,
 )
-from maskq_cupy.reference import Blocks
+from maskq_cupy.reference import Blocks, TreeOrder, tree_order
 from maskq_cupy.shards import needed_keys, shard_columns
 from maskq_cupy.tree import tree_attn_mask_q
 
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Blocks",
+    "TreeOrder",
     "blocks_scratch_nbytes",
     "cp",
     "excess_pairs",
@@ -39,6 +40,7 @@ __all__ = [
     "to_dense",
     "to_four_columns",
     "tree_attn_mask_q",
+    "tree_order",
     "tree_scratch_nbytes",
     "warm_up",
 ]
