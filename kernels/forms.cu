@@ -2,6 +2,8 @@
 //
 //   four_columns   [LTS, total, 0, UTE]: the rows from LTS up to total and from 0 up to UTE are
 //                  masked. A thread a column; moves 8 * N bytes in, 16 * N out.
+//   split_columns  the same bounds in the rows of one of b equal parts of the pack, [0, Q / b]. A
+//                  thread two columns, 16 bytes; moves 8 * N bytes in and out.
 //   dense_mask     one byte a pair, 1 where row >= UTE and row < LTS. A thread has four neighbouring
 //                  columns for rows_per_block rows, so that bounds are read once for all of them;
 //                  moves Q * N bytes out.
@@ -10,6 +12,8 @@
 //     LTS     3  3  2          3 3 0 0   3 3 0 1   2 3 0 1      row 0   1  0  0
 //     UTE     0  1  1                                           row 1   1  1  1
 //                                                               row 2   1  1  0
+
+#include "columns.cuh"
 
 #ifndef BLOCK_THREADS
 #error "BLOCK_THREADS: threads of a block"
@@ -25,6 +29,40 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void four_columns(
     if (column >= column_num) return;
     int2 bounds = columns[column];
     four[column] = make_int4(bounds.x, total, 0, bounds.y);
+}
+
+// A column's bounds in the rows of its own part.
+__device__ int2 in_part(int2 bounds, unsigned column, unsigned part_columns, unsigned part_rows)
+{
+    long long first_row = (long long)(column / part_columns) * part_rows;
+    return make_int2(
+        (int)min(max(bounds.x - first_row, 0LL), (long long)part_rows),
+        (int)min(max(bounds.y - first_row, 0LL), (long long)part_rows));
+}
+
+extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void split_columns(
+    const int2* columns,    // (column_num,) of (LTS, UTE)
+    unsigned column_num,    // in [1, INT32_MAX]
+    unsigned part_columns,  // of each part, in [1, column_num]
+    unsigned part_rows,
+    int2* parts)            // (column_num,)
+{
+    unsigned lead = column_lead(parts);
+    unsigned column = 2 * (blockIdx.x * BLOCK_THREADS + threadIdx.x) - lead;  // -1 in front of a half pair
+    unsigned next = column + 1;
+    bool has_first = column < column_num, has_next = next < column_num;
+    int2 first = {}, second = {};
+    if (has_first && has_next && lead == column_lead(columns)) {
+        int4 pair = *reinterpret_cast<const int4*>(columns + column);
+        first = make_int2(pair.x, pair.y);
+        second = make_int2(pair.z, pair.w);
+    } else {
+        if (has_first) first = columns[column];
+        if (has_next) second = columns[next];
+    }
+    store_due(
+        parts, column, has_first, has_next, in_part(first, column, part_columns, part_rows),
+        in_part(second, next, part_columns, part_rows));
 }
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void dense_mask(

@@ -8,8 +8,15 @@ from maskq_cupy import cp, reference
 from maskq_cupy.blocks import to_blocks
 from maskq_cupy.columns import get_attn_mask_q
 from maskq_cupy.compiler import warm_up
+from maskq_cupy.cu_seqlens import (
+    cu_seqlens_from_ids,
+    cu_seqlens_from_padding,
+    cu_seqlens_from_positions,
+    cu_seqlens_from_slots,
+    spans_from_ids,
+)
 from maskq_cupy.excess import excess_pairs
-from maskq_cupy.forms import to_dense, to_four_columns
+from maskq_cupy.forms import split_columns, to_dense, to_four_columns
 from maskq_cupy.plan import (
     blocks_scratch_nbytes,
     excess_scratch_nbytes,
@@ -18,6 +25,8 @@ from maskq_cupy.plan import (
     tree_scratch_nbytes,
 )
 from maskq_cupy.reference import Blocks, TreeOrder, tree_order
+from maskq_cupy.plan_cu_seqlens import cu_seqlens_scratch_nbytes
+from maskq_cupy.reference import Blocks, CuSeqlens
 from maskq_cupy.shards import needed_keys, shard_columns
 from maskq_cupy.tree import tree_attn_mask_q
 
@@ -26,8 +35,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Blocks",
     "TreeOrder",
+    "CuSeqlens",
     "blocks_scratch_nbytes",
     "cp",
+    "cu_seqlens_from_ids",
+    "cu_seqlens_from_padding",
+    "cu_seqlens_from_positions",
+    "cu_seqlens_from_slots",
+    "cu_seqlens_scratch_nbytes",
     "excess_pairs",
     "excess_scratch_nbytes",
     "get_attn_mask_q",
@@ -36,6 +51,8 @@ __all__ = [
     "scratch_nbytes",
     "shard_columns",
     "shard_scratch_nbytes",
+    "spans_from_ids",
+    "split_columns",
     "to_blocks",
     "to_dense",
     "to_four_columns",

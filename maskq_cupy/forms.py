@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from maskq_cupy import checks, plan
+from maskq_cupy import checks, plan, tokens
 from maskq_cupy.call import Call, columns_of
 from maskq_cupy.reference import DENSE_LIMIT
 
@@ -33,6 +33,38 @@ def to_four_columns(columns: Any, q_token_num: int, *, out: Any = None, stream: 
         four = call.result("int32", 16, (n, 4), (1, 1, n, 4))
         if n:
             call.run(plan.four_columns_launch(source.pointer, n, row_num, four))
+        return call.out
+
+
+def split_columns(
+    columns: Any, b: int, q_token_num: int, *, out: Any = None, stream: Any = None
+) -> Any:
+    """Return the columns of a pack of b equal parts as those of a batch, rows counted in each part.
+
+    Args:
+        columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on a GPU.
+        b: number of parts, of N / b columns and Q / b rows each.
+        q_token_num: number of query rows Q.
+        out: int32, shape (b, 1, N / b, 2), C-contiguous, on the GPU; is what is returned.
+        stream: the launch stream, as in ``get_attn_mask_q``.
+
+    Returns:
+        int32 cupy.ndarray, shape (b, 1, N / b, 2): of part i
+        ``clip(columns - i * Q / b, 0, Q / b)``; or ``out``.
+
+    One launch; allocates the result where ``out`` is not given.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+        RuntimeError: without a GPU, or in a graph capture that would allocate or compile.
+    """
+    with Call({"columns": columns}, out, stream=stream) as call:
+        source = columns_of(call)
+        n = source.shape[-2]
+        b, part_rows = tokens.check_split(n, b, q_token_num)
+        parts = call.result("int32", 8, (b, 1, n // b, 2))
+        if n:
+            call.run(plan.split_launch(source.pointer, n, n // b, part_rows, parts))
         return call.out
 
 

@@ -290,6 +290,20 @@ def four_columns_launch(columns: Any, column_num: int, total: int, four: Any) ->
     return make(grid, columns=columns, column_num=column_num, total=total, four=four)
 
 
+def split_launch(
+    columns: Any, column_num: int, part_columns: int, part_rows: int, parts: Any
+) -> Launch:
+    """Return the launch that splits columns; column_num is at least 1."""
+    return launch_of("split_columns")(
+        column_num // (2 * compiler.SIZES.block_threads) + 1,  # may start with half a pair
+        columns=columns,
+        column_num=column_num,
+        part_columns=part_columns,
+        part_rows=part_rows,
+        parts=parts,
+    )
+
+
 def dense_launch(columns: Any, column_num: int, row_num: int, shown: Any) -> Launch:
     """Return the launch that writes the dense mask; both numbers are at least 1."""
     blocks_a_row = -(-column_num // (4 * compiler.SIZES.block_threads))

@@ -9,6 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskq_cupy import checks, cp, forest, host
+from maskq_cupy.reference_cu_seqlens import CuSeqlens as CuSeqlens
+from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_ids as cu_seqlens_from_ids
+from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_padding as cu_seqlens_from_padding
+from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_positions as cu_seqlens_from_positions
+from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_slots as cu_seqlens_from_slots
+from maskq_cupy.reference_cu_seqlens import spans_from_ids as spans_from_ids
+from maskq_cupy.reference_cu_seqlens import split_columns as split_columns
 from maskq_cupy.rule import CAUSAL, INT32_MAX, Rule, resolve_rule
 
 DENSE_LIMIT = 2**30  # pairs, a byte each, of a dense mask unless the caller allows more
@@ -27,6 +34,7 @@ def get_attn_mask_q(
     causal_block: int | None = None,
     chunk_size: int | None = None,
     spans: Any = None,
+    validate: bool = False,
 ) -> np.ndarray:
     """Return, for each key column of a packed batch, the rows that see it.
 
@@ -34,7 +42,9 @@ def get_attn_mask_q(
         cu_seqlens_q: int32 or int64, shape (B + 1,) or longer, non-decreasing from 0, on the host.
         cu_seqlens_k: int32 or int64, shape (B + 1,), non-decreasing from 0, on the host.
         attn_mask_kv: int32 or int64, shape (Q, 2) or (2 * Q,): the keys [start, end) that each
-            row sees, counted from its sequence's first key. Excludes the other rules.
+            row sees, counted from its sequence's first key. Excludes the other rules. Keys can
+            leak: where a start or an end decreases from one row of a sequence to the next, the
+            columns show a superset.
         kv_token_num: number of columns N; ``cu_seqlens_k[B]`` if None. Columns past the last
             sequence are seen by nobody.
         causal: row i sees keys up to its diagonal, i + kv_len - q_len.
@@ -47,6 +57,8 @@ def get_attn_mask_q(
         spans: int32 or int64, shape (S, 2), on the host: [start, end) in keys of the pack, in
             order and apart; a row whose diagonal is in a span sees all of the span's keys in its
             sequence too. Empty ones, and none at all, are normal.
+        validate: require that the columns show exactly the intervals; other values are always
+            checked.
 
     Returns:
         int32, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c is shown to
@@ -71,6 +83,9 @@ def get_attn_mask_q(
         array = None if spans is None else host.host_spans(spans, column_num)
         lts, ute = _rule_columns(q, k, column, rule, array)
     else:
+        if validate:
+            row, first, end = _excess_runs(q, k, intervals)
+            checks.check_excess(int((end - first).sum()), int(row[0]) if len(row) else 0)
         lts, ute = _interval_columns(q, k, column, intervals)
     return np.stack([lts, ute], axis=1).astype(np.int32)
 
@@ -256,7 +271,14 @@ def excess_runs(
     """
     checks.check_intervals_given(attn_mask_kv)
     q, k, intervals, _ = host.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, None)
-    start_key, end_key = _visible_keys(q, k, intervals)  # type: ignore[arg-type]  # given
+    assert intervals is not None  # as the check above says
+    return _excess_runs(q, k, intervals)
+
+
+def _excess_runs(
+    q: np.ndarray, k: np.ndarray, intervals: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    start_key, end_key = _visible_keys(q, k, intervals)
     ends, starts = _staircases(start_key, end_key)
     blind = end_key <= start_key  # such a row has one run, all that it is shown
     first = np.stack([starts, np.where(blind, ends, np.maximum(end_key, starts))], axis=1)

@@ -18,6 +18,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import numpy as np
 import test_blocks
+import test_cu_seqlens
 import test_excess
 import test_shards
 import test_tree
@@ -58,6 +59,7 @@ RULE, INTERVALS, TREE = "columns_rule.cu", "columns_intervals.cu", "columns_tree
 COLUMN_SEQUENCES, MODIFIED = "column_sequences.cuh", "columns_modified_rule.cu"
 EXCESS, TILES = "excess.cu", "tile_lists.cu"
 CHUNKS, SHARD = "chunks.cuh", "shard.cu"
+RUNS, PADDED, FORMS = "token_runs.cu", "padded.cu", "forms.cu"
 
 # fmt: off
 MUTANTS = [
@@ -406,6 +408,83 @@ MUTANTS = [
     Mutant(SHARD, "if (is_last) atomicAdd(&of_block, (int)count);", "atomicAdd(&of_block, (int)count);", "lane"),
     Mutant(SHARD, "if (threadIdx.x == 0) of_block = 0;", "", "start"),
     Mutant(SHARD, "atomicAdd(&of_block, (int)count);\n    __syncthreads();", "atomicAdd(&of_block, (int)count);", "barrier", "thread"),
+    # Runs of tokens
+    Mutant(RUNS, "row_length == num ? token == 0 : token % row_length == 0", "token == 0", "rows"),
+    Mutant(RUNS, "if (!by_positions) return value != before;", "return value != before;", "positions"),
+    Mutant(RUNS, "value <= before || (unsigned long long)value", "(unsigned long long)value", "wrap"),
+    Mutant(RUNS, "(!of_spans && !has_padding) || values[num - 1]", "!has_padding || values[num - 1]", "open"),
+    Mutant(RUNS, "values[num - 1] != other_id", "values[num - 1] == other_id", "open"),
+    Mutant(RUNS, "min(first_token + WORD_BITS * i + lane, tokens.num - 1)", "first_token + WORD_BITS * i + lane", "clip", "address"),
+    Mutant(RUNS, "tokens.values[max(token, 1u) - 1]", "tokens.values[token - 1]", "clip", "address"),
+    Mutant(RUNS, "token < tokens.num && tokens.begins(token", "tokens.begins(token", "bound"),
+    Mutant(RUNS, "begins && (!tokens.of_spans || value[i] != tokens.other_id)", "begins", "text"),
+    Mutant(RUNS, "if (first >= tokens.num) continue;", "", "bound", "address"),
+    Mutant(RUNS, "begins && token > 0 && before[i]", "begins && before[i]", "first"),
+    Mutant(RUNS, "before[i] != tokens.other_id;", "true;", "text"),
+    Mutant(RUNS, "group.starts += (unsigned)__popc(start_bits);", "group.starts = (unsigned)__popc(start_bits);", "sum"),
+    Mutant(RUNS, "group.end = first + WORD_BITS - 1 -", "group.end = first + WORD_BITS -", "off-by-one"),
+    Mutant(RUNS, "min(first_tile + group_tiles, tile_num)", "first_tile + group_tiles", "clip"),
+    Mutant(RUNS, "if (is_last) group.end = tokens.num;", "", "end"),
+    Mutant(RUNS, "__syncthreads();  // shared is 0", "", "barrier", "thread"),
+    Mutant(RUNS, "    __syncthreads();\n    if (threadIdx.x == 0) groups[blockIdx.x] =", "    if (threadIdx.x == 0) groups[blockIdx.x] =", "barrier", "thread"),
+    Mutant(RUNS, "g < group_num; g += BLOCK_THREADS", "g + 1 < group_num; g += BLOCK_THREADS", "off-by-one"),
+    Mutant(RUNS, "g < group_num; g += BLOCK_THREADS", "g < BLOCK_THREADS; g += BLOCK_THREADS", "bound", "address"),
+    Mutant(RUNS, "if (g < own_group) sum.before", "if (g <= own_group) sum.before", "bound"),
+    Mutant(RUNS, "sum.end = max(sum.end, group.y);", "sum.end = group.y;", "max"),
+    Mutant(RUNS, "if (run < entry_num) words[(unsigned long long)run <<", "words[(unsigned long long)run <<", "clip", "address"),
+    Mutant(RUNS, "unsigned run = starts_before - 1;\n        if (run < entry_num)", "unsigned run = starts_before - 1;\n", "clip", "address"),
+    Mutant(RUNS, "bool exists = word < end;", "bool exists = true;", "bound", "address"),
+    Mutant(RUNS, "bits != 0; bits &= bits - 1)\n            list.put_start(run++", "bits != 0; bits &= bits - 1)\n            list.put_start(run", "count"),
+    Mutant(RUNS, "before + (unsigned)__popc(start_bits & ((1u << bit) - 1))", "before + (unsigned)__popc(start_bits)", "count"),
+    Mutant(RUNS, "run += (unsigned)__popc(starts & ((1u << lane) - 1));", "run += (unsigned)__popc(starts);", "count"),
+    Mutant(RUNS, "lane >= distance) v += before", "lane > distance) v += before", "scan"),
+    Mutant(RUNS, "warp_starts[2][WARPS]", "warp_starts[1][WARPS]", "size", "address"),
+    Mutant(RUNS, "warp_starts[round % 2][warp] = up_to;", "warp_starts[0][warp] = up_to;", "parity"),
+    Mutant(RUNS, "if (w < warp) before_warp +=", "if (w <= warp) before_warp +=", "bound"),
+    Mutant(RUNS, "before += warp_starts[round % 2][w];", "", "carry"),
+    Mutant(RUNS, "before_warp + up_to - in_word, first_token", "before_warp + up_to, first_token", "scan"),
+    Mutant(RUNS, "start_bits = next_start_bits;", "", "carry"),
+    Mutant(RUNS, "stop_bits = next_stop_bits;", "", "carry"),
+    Mutant(RUNS, "runs.of_spans && all.end == token_num) runs", "runs.of_spans) runs", "open"),
+    Mutant(RUNS, "runs.put_stop(all.starts, token_num);", "runs.put_stop(all.starts + 1, token_num);", "off-by-one"),
+    Mutant(RUNS, "(unsigned long long)all.starts + thread;", "(unsigned long long)thread;", "behind"),
+    Mutant(RUNS, "for (; entry < entry_num; entry += step)", "for (; entry < entry_num; entry += entry_num)", "step"),
+    # Masks and slots
+    Mutant(PADDED, "(0 - address) % sizeof(int4)", "0 * address", "alignment", "address"),
+    Mutant(PADDED, "begin + lead < end ? begin + lead : end", "begin + lead", "clip", "address"),
+    Mutant(PADDED, "max(from_end, row_length - first)", "row_length - first", "max"),
+    Mutant(PADDED, "end = max(end, last + 1);", "end = max(end, last);", "off-by-one"),
+    Mutant(PADDED, "return (unsigned)(byte >> item_shift);", "return (unsigned)byte;", "items"),
+    Mutant(PADDED, "unsigned from_left = 3 - i;", "unsigned from_left = i;", "first"),
+    Mutant(PADDED, "31 - (unsigned)__clz((int)words[i])", "(unsigned)__ffs((int)words[i]) - 1", "last"),
+    Mutant(PADDED, "own < chunk_num ? chunks[own] : make_int4(0, 0, 0, 0)", "chunks[own]", "bound", "address"),
+    Mutant(PADDED, "at += CHUNKS_AT_ONCE * BLOCK_THREADS", "at += 2 * CHUNKS_AT_ONCE * BLOCK_THREADS", "step"),
+    Mutant(PADDED, "front < first_chunk && row.bytes[front] != 0", "false", "front"),
+    Mutant(PADDED, "threadIdx.x < sizeof(int4) && tail < end &&", "threadIdx.x + 1 < sizeof(int4) && tail + 1 < end &&", "tail"),
+    Mutant(PADDED, "bounds.end = max(bounds.end, __shfl_down_sync(FULL_MASK, bounds.end, distance));", "", "scan"),
+    Mutant(PADDED, "unsigned first = row_length - bounds.from_end, end = max(bounds.end, first);", "unsigned first = row_length - bounds.from_end, end = bounds.end;", "no tokens"),
+    Mutant(PADDED, "if (part == 0 && is_key) cut = 0;", "", "front"),
+    Mutant(PADDED, "part == 2 || (part == 3 && !is_key)", "part == 2", "tail"),
+    Mutant(PADDED, "part == 4 || (part == 3 && is_key)", "part == 4", "tail"),
+    Mutant(PADDED, "(int)(row * row_length + cut)", "(int)cut", "row"),
+    Mutant(PADDED, "if (row >= batch) return;\n    if (threadIdx.x == 0)", "if (threadIdx.x == 0)", "no rows", "address"),
+    Mutant(PADDED, "begin + part_bytes < row_bytes ? begin + part_bytes : row_bytes", "begin + part_bytes", "clip", "address"),
+    Mutant(PADDED, "atomicMax(&of_block.end, own.end);", "", "fold"),
+    Mutant(PADDED, "    __syncthreads();\n    if (threadIdx.x >= WARP_THREADS) return;", "    if (threadIdx.x >= WARP_THREADS) return;", "barrier", "thread"),
+    Mutant(PADDED, "if (row >= batch) return;\n    wait_for", "wait_for", "bound", "address"),
+    Mutant(PADDED, "part < parts; part += WARP_THREADS", "part < 1; part += WARP_THREADS", "parts"),
+    Mutant(PADDED, "max(bounds.from_end, some.x)", "some.x", "max"),
+    Mutant(PADDED, "min(slot + max(length, 0LL), slot_end)", "slot + max(length, 0LL)", "cut"),
+    Mutant(PADDED, "if (sequence >= batch) return;", "", "bound", "address"),
+    Mutant(PADDED, "rows[at] = rows[at + 1] = row_ends.x;", "rows[at] = rows[at + 1] = row_ends.y;", "gap"),
+    Mutant(PADDED, "keys[at + 1] = keys[at + 2] = key_ends.y;", "keys[at + 1] = key_ends.x, keys[at + 2] = key_ends.y;", "gap"),
+    # Columns in equal parts
+    Mutant(FORMS, "(long long)(column / part_columns) * part_rows", "0", "rows"),
+    Mutant(FORMS, "min(max(bounds.x - first_row, 0LL), (long long)part_rows)", "max(bounds.x - first_row, 0LL)", "clip"),
+    Mutant(FORMS, "min(max(bounds.y - first_row, 0LL)", "min((bounds.y - first_row)", "clip"),
+    Mutant(FORMS, "has_first && has_next && lead == column_lead(columns)", "has_first && has_next", "alignment", "address"),
+    Mutant(FORMS, "if (has_next) second = columns[next];", "second = columns[next];", "bound", "address"),
+    Mutant(FORMS, "in_part(second, next, part_columns", "in_part(second, column, part_columns", "part"),
 ]
 # fmt: on
 
@@ -489,6 +568,31 @@ def run_tile_lists(executable, by):
 
 OF_COLUMNS = Suite((RULE, MODIFIED, INTERVALS), run_columns)
 OF_MODIFIED = Suite((MODIFIED,), run_modified)
+
+
+def run_cu_seqlens(executable, by):
+    rng = np.random.default_rng(0)
+    part = 4 if by == "thread" else 1
+    for most_groups in (1024, 3):
+        some = test_cu_seqlens.Calls(most_groups)
+        for tokens in (40, 300, 3000) * (8 // part):
+            test_cu_seqlens.add_random_runs(some, rng, tokens)
+            some.add_mask(test_cu_seqlens.random_mask(rng, tokens), offset=8)
+            some.add_slots(test_cu_seqlens.random_slots(rng, 70, is_cut=True))
+        some.check(executable, SECONDS)
+    if by != "thread":
+        test_cu_seqlens.runs_around_edges().check(executable, SECONDS)
+        test_cu_seqlens.masks_around_edges().check(executable, SECONDS)
+
+
+def run_splits(executable, by):
+    rng = np.random.default_rng(0)
+    splits = test_cu_seqlens.Calls()
+    test_cu_seqlens.add_random_splits(splits, rng, 60)
+    splits.check(executable, SECONDS)
+
+
+OF_COLUMNS = Suite((RULE, INTERVALS), run_columns)
 OF_TREES = Suite((TREE,), run_trees)
 OF_EXCESS = Suite((INTERVALS, EXCESS), run_excess)
 
@@ -507,6 +611,8 @@ def run_shards(executable, by):
 
 OF_TILE_LISTS = Suite((TILES,), run_tile_lists)
 OF_SHARDS = Suite((SHARD,), run_shards)
+OF_CU_SEQLENS = Suite((RUNS, PADDED), run_cu_seqlens)
+OF_FORMS = Suite((FORMS,), run_splits)
 SUITES = {
     SEARCH: [OF_COLUMNS],
     SEQUENCES: [OF_COLUMNS],
@@ -524,6 +630,9 @@ SUITES = {
     TILES: [OF_TILE_LISTS],
     CHUNKS: [OF_SHARDS],
     SHARD: [OF_SHARDS],
+    RUNS: [OF_CU_SEQLENS],
+    PADDED: [OF_CU_SEQLENS],
+    FORMS: [OF_FORMS],
 }
 
 

@@ -134,3 +134,95 @@ def needed(columns, block_size):
     """Return how many keys of each block are shown to any row."""
     starts = range(0, len(columns), block_size)
     return [sum(int(ute < lts) for lts, ute in columns[s : s + block_size]) for s in starts]
+
+
+def runs(tokens, begins):
+    """Return (start, end) of each run of a (b, L) batch's tokens, counted row by row.
+
+    A token begins a run where it is its row's first, or where begins(the one before, itself).
+    """
+    starts, at = [], 0
+    for row in tokens:
+        for i, token in enumerate(row):
+            if i == 0 or begins(row[i - 1], token):
+                starts.append(at)
+            at += 1
+    return list(zip(starts, [*starts, at][1:], strict=True))
+
+
+def is_another(before, token):
+    return token != before
+
+
+def is_no_successor(before, token):
+    return token != before + 1
+
+
+def cu_seqlens_of(documents, max_sequence_num):
+    """Return the cuts of those documents that fit, and empty ones behind the last of them."""
+    fitting = documents[:max_sequence_num]
+    cuts = [0, *(end for _, end in fitting)]
+    return cuts + [cuts[-1]] * (max_sequence_num + 1 - len(cuts))
+
+
+def cu_seqlens_from_ids(ids, max_sequence_num, padding_id=None):
+    """Ids as a list of batch rows, each a list of ints."""
+    documents = runs(ids, is_another)
+    if padding_id is not None and documents and ids[-1][-1] == padding_id:
+        documents.pop()
+    return cu_seqlens_of(documents, max_sequence_num)
+
+
+def cu_seqlens_from_positions(position_ids, max_sequence_num):
+    return cu_seqlens_of(runs(position_ids, is_no_successor), max_sequence_num)
+
+
+def spans_from_ids(ids, max_span_num, text_id):
+    flat = [token for row in ids for token in row]
+    spans = [[start, end] for start, end in runs(ids, is_another) if flat[start] != text_id]
+    spans = spans[:max_span_num]
+    last_end = spans[-1][1] if spans else 0
+    return spans + [[last_end, last_end]] * (max_span_num - len(spans))
+
+
+def cu_seqlens_from_padding(mask):
+    """Return both cuts: front rows, front keys, the tokens, tail keys, tail rows of each row."""
+    row_cuts, key_cuts = [0], [0]
+    for row in mask:
+        front = 0
+        while front < len(row) and not row[front]:
+            front += 1
+        tail = 0
+        while tail < len(row) - front and not row[len(row) - 1 - tail]:
+            tail += 1
+        tokens = len(row) - front - tail
+        sequences = [(front, 0), (0, front), (tokens, tokens), (0, tail), (tail, 0)]
+        for row_num, key_num in sequences:
+            row_cuts.append(row_cuts[-1] + row_num)
+            key_cuts.append(key_cuts[-1] + key_num)
+    return row_cuts, key_cuts
+
+
+def cu_seqlens_from_slots(q, q_padded, k, k_padded):
+    """Return both cuts: the sequence, its gap's keys, its gap's rows. A length fills its slot at
+    most."""
+    row_cuts, key_cuts = [0], [0]
+    for i in range(len(q) - 1):
+        q_slot, k_slot = q_padded[i + 1] - q_padded[i], k_padded[i + 1] - k_padded[i]
+        q_len, k_len = min(q[i + 1] - q[i], q_slot), min(k[i + 1] - k[i], k_slot)
+        for row_num, key_num in [(q_len, k_len), (0, k_slot - k_len), (q_slot - q_len, 0)]:
+            row_cuts.append(row_cuts[-1] + row_num)
+            key_cuts.append(key_cuts[-1] + key_num)
+    return row_cuts, key_cuts
+
+
+def split_columns(columns, b, q_token_num):
+    """Return the (b, 1, N / b, 2) bounds, rows counted in each part."""
+    rows, keys = q_token_num // b, len(columns) // b
+    parts = np.zeros((b, 1, keys, 2), np.int32)
+    for part in range(b):
+        for column in range(keys):
+            for bound in range(2):
+                row = int(columns[part * keys + column][bound]) - part * rows
+                parts[part, 0, column, bound] = min(max(row, 0), rows)
+    return parts

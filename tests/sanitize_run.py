@@ -15,7 +15,7 @@ from test_hostile import hostile_pack
 from test_shards import calls_around_sizes, random_calls
 
 import maskq_cupy
-from maskq_cupy import compiler, plan, reference
+from maskq_cupy import compiler, plan, plan_cu_seqlens, reference
 from maskq_cupy.gpu import require_cupy
 
 
@@ -58,6 +58,7 @@ def main():
         lens = rng.integers(0, 4, segments)
         parent = cupy.asarray(random_parents(rng, segments), np.int32)
         maskq_cupy.tree_attn_mask_q(parent, *[cupy.asarray(cuts(lens))] * 2)
+    run_cu_seqlens(cupy, rng)
     for _ in range(100):
         given = hostile_pack(rng, 3000).on_gpu(cupy)
         maskq_cupy.get_attn_mask_q(*given.arguments(), **given.rule)
@@ -77,6 +78,21 @@ def main():
     print(f"ran {', '.join(sorted(launched))}")
 
 
+def run_cu_seqlens(cupy, rng):
+    for tokens in (1, 1000, 50_000, 1_200_000):
+        ids = cupy.asarray(np.cumsum(rng.random(tokens) < 0.01), rng.choice([np.int32, np.int64]))
+        maskq_cupy.cu_seqlens_from_ids(ids, 900, padding_id=int(ids[-1]))
+        maskq_cupy.cu_seqlens_from_positions(ids, tokens)
+        maskq_cupy.spans_from_ids(ids % 3, 900, text_id=1)
+        columns = maskq_cupy.get_attn_mask_q([0, 2 * tokens], [0, 2 * tokens])
+        maskq_cupy.split_columns(columns, 2, 2 * tokens)
+        for dtype in (np.bool_, np.int64):
+            mask = cupy.asarray(rng.random((3, tokens)) < 0.9, dtype)
+            maskq_cupy.cu_seqlens_from_padding(mask)
+    slots = [cupy.asarray(cuts(rng.integers(0, 9, 1000))) for _ in range(4)]
+    maskq_cupy.cu_seqlens_from_slots(*slots)
+
+
 def record_kernels():
     """Return a set that will hold the names of the kernels that the plan has launched."""
     launched = set()
@@ -91,8 +107,9 @@ def record_kernels():
 
         return recording
 
-    for name in [name for name in vars(plan) if name.endswith(("_launch", "_launches"))]:
-        setattr(plan, name, recorded(getattr(plan, name)))
+    for module in (plan, plan_cu_seqlens):
+        for name in [name for name in vars(module) if name.endswith(("_launch", "_launches"))]:
+            setattr(module, name, recorded(getattr(module, name)))
     return launched
 
 

@@ -26,6 +26,10 @@ def skip_without(example):
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example(example):
     skip_without(example)
+    check_example(example)
+
+
+def check_example(example):
     done = subprocess.run(
         [sys.executable, str(example)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -35,6 +39,13 @@ def test_example(example):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1, done.stdout
     assert " as " in done.stdout
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if "import reference" in e.read_text()])
+def test_example_without_a_gpu(example):
+    """Those that can also compute by the reference."""
+    pytest.importorskip("torch")
+    check_example(example)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

@@ -11,6 +11,7 @@ import os
 
 import numpy as np
 import pytest
+import test_cu_seqlens
 import test_excess
 import test_tree
 from on_cpu import calls, emulator
@@ -183,6 +184,48 @@ def test_excess_on_the_cpu(builds, sanitizer, count, large):
     run_many(run, make, builds(sanitizer), count)
 
 
+def hostile_tokens(rng, tokens):
+    """Return ids or positions of random bits or extremes, (N,) or (b, L)."""
+    dtype, length = rng.choice([np.int32, np.int64]), int(rng.choice([1, 7, 100]))
+    shape = (int(rng.integers(1, tokens // length + 2)), length)
+    if rng.random() < 0.5:
+        found = random_bits(rng, shape[0] * length, dtype)
+    else:
+        found = rng.choice(extremes(dtype), shape[0] * length)
+    return found if rng.random() < 0.5 else found.reshape(shape)
+
+
+def hostile_slots(rng, batch):
+    total = int(rng.choice([10, 1000]))
+    return [hostile_cuts(rng, batch, total) for _ in range(4)]
+
+
+def hostile_mask(rng, tokens):
+    dtype, length = rng.choice([np.int8, np.int16, np.int64]), int(rng.choice([3, 64, 900]))
+    bits = random_bits(rng, length * int(rng.integers(1, tokens // length + 2)), dtype)
+    is_zero = rng.random(len(bits)) < rng.choice([0, 0.5, 1])
+    return np.where(is_zero, dtype(0), bits).reshape(-1, length)
+
+
+@pytest.mark.parametrize(("sanitizer", "count"), [("plain", 60), ("address", 60), ("thread", 10)])
+def test_cu_seqlens_on_the_cpu(builds, sanitizer, count):
+    rng = np.random.default_rng(SEED)
+    left = PACKS or count
+    print(f"MASKQ_SEED={SEED} MASKQ_HOSTILE_PACKS={left}")
+    while left:
+        calls_of = test_cu_seqlens.Calls(most_groups=int(rng.choice([2, 1024])))
+        for _ in range(min(left, 20)):
+            tokens, room = hostile_tokens(rng, 600), int(rng.choice([0, 1, 50, 999]))
+            calls_of.add_ids(tokens, room)
+            calls_of.add_ids(tokens.ravel(), room, int(rng.choice(extremes(tokens.dtype))))
+            calls_of.add_positions(tokens, room)
+            calls_of.add_spans(tokens, room, int(rng.choice(extremes(tokens.dtype))))
+            calls_of.add_mask(hostile_mask(rng, 2000))
+            calls_of.add_slots(hostile_slots(rng, int(rng.choice([0, 1, 64, 200]))), False)
+        calls_of.check(builds(sanitizer), timeout=120)
+        left -= min(left, 20)
+
+
 def hostile_columns(rng, tokens):
     """Return columns of random bits or extremes, a number of rows, and a size of tiles."""
     column_num, row_num = (int(n) for n in rng.integers(1, tokens + 1, 2))
@@ -211,6 +254,9 @@ def test_columns_on_the_cpu(builds, sanitizer, count):
             with emulator.planning():
                 script.launch(plan.four_columns_launch(source, len(columns), row_num, four))
                 script.launch(plan.dense_launch(source, len(columns), row_num, dense))
+                part = int(rng.integers(1, len(columns) + 1)), int(rng.integers(0, 2**31))
+                parts = script.buffer(np.zeros_like(columns), offset=8 * (i // 2 % 2))
+                script.launch(plan.split_launch(source, len(columns), *part, parts))
         script.run(builds(sanitizer), timeout=120)
         left -= min(left, 50)
 
@@ -331,6 +377,52 @@ def test_excess_on_the_gpu():
         scratch_nbytes = maskq_cupy.excess_scratch_nbytes(len(given[2]))
         out = np.full(1, -77, np.int64)
         call_guarded(empty, maskq_cupy.excess_pairs, given, out, scratch_nbytes, odd)
+
+
+@pytest.mark.gpu
+def test_cu_seqlens_on_the_gpu():
+    for empty, rng, tokens, odd in on_the_gpu(2000):
+        given, room = hostile_tokens(rng, tokens), int(rng.choice([0, 1, 50, 9000]))
+        scratch_nbytes = maskq_cupy.cu_seqlens_scratch_nbytes(given.size)
+        text_id = int(rng.choice(extremes(given.dtype)))
+        for function, array, shape, options in (
+            (maskq_cupy.cu_seqlens_from_ids, given, (room + 1,), {}),
+            (maskq_cupy.cu_seqlens_from_ids, given.ravel(), (room + 1,), {"padding_id": text_id}),
+            (maskq_cupy.cu_seqlens_from_positions, given, (room + 1,), {}),
+            (maskq_cupy.spans_from_ids, given, (room, 2), {"text_id": text_id}),
+        ):
+            function = functools.partial(function, **options)
+            most = {"max_span_num" if len(shape) == 2 else "max_sequence_num": room}
+            out = np.full(shape, -77, np.int32)
+            call_guarded(empty, function, [array], out, scratch_nbytes, odd, **most)
+
+
+def call_pair_guarded(empty, function, given, entries, odd, scratch_nbytes=0):
+    """The same of what returns a pair."""
+    nbytes = sum(array.nbytes for array in given) + 8 * entries + scratch_nbytes
+    guarded = Guarded(empty(nbytes + (len(given) + 5) * GUARD_BYTES, np.uint8))
+    given = [guarded.array(array, odd) for array in given]
+    out = np.full(entries, -77, np.int32)
+    options = {"out": tuple(guarded.array(out, odd, is_written=True) for _ in range(2))}
+    if scratch_nbytes:
+        scratch = np.zeros(scratch_nbytes, np.uint8)
+        options["scratch"] = guarded.array(scratch, is_written=True)
+    guarded.upload()
+    function(*given, **options)
+    guarded.check()
+
+
+@pytest.mark.gpu
+def test_cu_seqlens_pairs_on_the_gpu():
+    for empty, rng, tokens, odd in on_the_gpu(2000):
+        mask = hostile_mask(rng, int(rng.choice([tokens, 60_000])))
+        nbytes = maskq_cupy.cu_seqlens_scratch_nbytes(mask.size)
+        entries = 5 * len(mask) + 1
+        function = maskq_cupy.cu_seqlens_from_padding
+        call_pair_guarded(empty, function, [mask], entries, odd, nbytes)
+        slots = hostile_slots(rng, int(rng.choice([0, 1, 64, 999])))
+        entries = 3 * len(slots[0]) - 2
+        call_pair_guarded(empty, maskq_cupy.cu_seqlens_from_slots, slots, entries, odd)
 
 
 @pytest.mark.gpu

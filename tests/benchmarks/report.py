@@ -238,6 +238,38 @@ def chunks_milliseconds(runs):
     return largest(Ratio(run["us"] * 1e-3, run["case"]) for run in runs.of("cp_chunks"))
 
 
+FROM_TOKENS = ("cu_seqlens_from_ids", "cu_seqlens_from_positions", "spans_from_ids")
+
+
+def over_copy(runs):
+    """Return how many times a copy of the tokens each takes at most, of documents of 1,024."""
+    n = 2**17
+    return largest(
+        ratio(run["us"], runs.us("copy", n=n, dtype=run["dtype"]), f"{what}, {run['dtype']}")
+        for what in FROM_TOKENS
+        for run in runs.of(what, n=n, case="documents")
+    )
+
+
+def over_two_launches(runs):
+    """Return how many times two empty kernels of a graph each takes at most."""
+    n = 2**17
+    floor = runs.us("two empty kernels", n=n)
+    return largest(
+        ratio(run["us"], floor, f"{what}, {run['dtype']}")
+        for what in FROM_TOKENS
+        for run in runs.of(what, n=n, case="documents")
+    )
+
+
+def torch_over_ours(runs):
+    def wall(case, whose):
+        return runs.us(f"cu_seqlens from {case}, {whose}, wall")
+
+    cases = ("ids", "positions")
+    return smallest(ratio(wall(case, "torch's"), wall(case, "ours"), case) for case in cases)
+
+
 def goals(runs):
     n = 2**17  # of the goals about tiles
     return [
@@ -281,6 +313,9 @@ def goals(runs):
         Goal("shard", "host: torch in, `out=`, over a bare launch", 2,
              host(runs, "shard, torch in, out=, chunks on the GPU", 8192)),
         Goal("shard", "host: `cp_chunks`, W = 64", 5, chunks_milliseconds(runs), unit=" ms"),
+        Goal("ids", "cu_seqlens, spans: over a copy of the ids", 3, over_copy(runs)),
+        Goal("ids", "the same over two empty kernels", 2, over_two_launches(runs)),
+        Goal("ids", "torch's way over ours, wall time", 20, torch_over_ours(runs), "≥"),
     ]  # fmt: skip
 
 
@@ -407,11 +442,21 @@ def readme_part(runs):
     return f"{picture}\n\n{table(head, cells)}\n\n{runs.machine()}."
 
 
+def cu_seqlens_table(runs):
+    """What makes cu_seqlens, at 131,072 tokens of documents of 1,024, beside its floors."""
+    n, rows = 2**17, []
+    for what in (*FROM_TOKENS, "cu_seqlens_from_padding", "copy"):
+        for run in runs.of(what, n=n):
+            rows.append([what, place(run), run["dtype"], short(run["us"])])
+    return table(["µs on the GPU", "tokens", "dtype", ""], rows)
+
+
 def docs_part(runs):
     times = "Device times in µs, medians of graph replays, from the least to the most."
     return "\n\n".join([
         f"Measured on {runs.machine()}.", goals_table(runs), times, gpu_table(runs),
         over_floors_table(runs), floors_table(runs), host_table(runs), masks_table(runs),
+        cu_seqlens_table(runs),
     ])  # fmt: skip
 
 
