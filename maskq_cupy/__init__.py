@@ -24,6 +24,7 @@ from maskq_cupy.plan import (
     shard_scratch_nbytes,
     tree_scratch_nbytes,
 )
+from maskq_cupy.reference import Blocks, TreeOrder, tree_order
 from maskq_cupy.plan_cu_seqlens import cu_seqlens_scratch_nbytes
 from maskq_cupy.reference import Blocks, CuSeqlens
 from maskq_cupy.shards import needed_keys, shard_columns
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Blocks",
+    "TreeOrder",
     "CuSeqlens",
     "blocks_scratch_nbytes",
     "cp",
@@ -55,6 +57,7 @@ __all__ = [
     "to_dense",
     "to_four_columns",
     "tree_attn_mask_q",
+    "tree_order",
     "tree_scratch_nbytes",
     "warm_up",
 ]

@@ -186,6 +186,56 @@ def tree_attn_mask_q(
     return np.stack([lts, ute], axis=1).astype(np.int32)
 
 
+class TreeOrder(NamedTuple):
+    """A forest's segments in depth-first order: what `tree_order` returns."""
+
+    order: np.ndarray
+    parent: np.ndarray
+    inverse: np.ndarray
+
+
+def tree_order(parent: Any) -> TreeOrder:
+    """Return the depth-first order of segments in any order, as draft trees come level by level.
+
+    ``tree_attn_mask_q`` wants the segments in depth-first order: what is given of each, as
+    ``x[order]`` puts it there, and ``y[inverse]`` brings what came out back to the given order.
+
+    Args:
+        parent: int32 or int64, shape (B,), on the host: each segment's parent, -1 for a root.
+            Parents may stand before or behind their children.
+
+    Returns:
+        TreeOrder of int64, shape (B,) each: ``order``, the segments' numbers in depth-first order,
+        siblings in the order given; ``parent``, the parents of the segments in this order, by
+        their numbers in it; ``inverse``, the place of each segment in it.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came; of a cycle, a
+            member.
+
+    Two answers to a prompt, and then what goes on from each of them:
+
+    >>> order, parent, inverse = tree_order([-1, 0, 0, 1, 2])
+    >>> order, parent
+    (array([0, 1, 3, 2, 4]), array([-1,  0,  1,  0,  3]))
+    >>> order[inverse]
+    array([0, 1, 2, 3, 4])
+
+    Of segments of several tokens each, the tokens are put in order so:
+
+    >>> lengths = np.array([2, 1, 3, 2, 1])
+    >>> starts = np.cumsum(lengths) - lengths
+    >>> cu_seqlens = np.cumsum([0, *lengths[order]])
+    >>> np.arange(cu_seqlens[-1]) + np.repeat(starts[order] - cu_seqlens[:-1], lengths[order])
+    array([0, 1, 2, 6, 7, 3, 4, 5, 8])
+    """
+    parents, order = host.host_tree(parent)
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    above = parents[order]
+    return TreeOrder(order, np.where(above == -1, -1, inverse[above]), inverse)
+
+
 def excess_pairs(cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any) -> int:
     """Return how many (row, key) pairs the columns of intervals show beyond them.
 
