@@ -25,16 +25,6 @@ EDGES = [*itertools.accumulate(LENGTHS, initial=0)]
 TOKENS, HEADS, HEAD_DIM = EDGES[-1], 4, 64
 
 
-def intervals() -> list[list[int]]:
-    """Return the keys [start, end) that each token sees, counted from its document's first."""
-    firsts = [first for first, length in zip(EDGES, LENGTHS, strict=False) for _ in range(length)]
-    seen = [[0, token - first + 1] for token, first in enumerate(firsts)]
-    for first, end in IMAGES:
-        for token in range(first, end):
-            seen[token][1] = end - firsts[token]
-    return seen
-
-
 class Gather(torch.autograd.Function):
     """All ranks' keys (batch, heads, keys, dim), rank by rank, each filled up to `longest`."""
 
@@ -71,7 +61,8 @@ def main(backend: str = "nccl") -> None:
 
     # The pack's columns, and how many tiles of 128 keys each 128 rows see: their work.
     cu_seqlens = torch.tensor(EDGES, dtype=torch.int32, device=device)
-    columns = ops.get_attn_mask_q(cu_seqlens, cu_seqlens, torch.tensor(intervals(), device=device))
+    images = torch.tensor(IMAGES, device=device)
+    columns = ops.get_attn_mask_q(cu_seqlens, cu_seqlens, kv_token_num=TOKENS, spans=images)
     lists = ops.to_blocks(columns, TOKENS)
     work = torch.from_dlpack(lists.kv_num_blocks + lists.full_kv_num_blocks).cpu()
 

@@ -23,8 +23,8 @@ __device__ unsigned warp_uniform(unsigned value)
 }
 
 // Returns which warp of its block this is. Through the shuffle the rule's kernel had 320 instructions
-// rather than 688: 16 M columns of 131,072 sequences took 37.5 us rather than 44.8 on an H200. So do
-// all figures in the kernels come from docs/performance.md.
+// rather than 688: 16 M columns of 131,072 sequences took 37.5 us rather than 44.8. This figure and all
+// others in the kernels are from docs/performance.md, where the GPU is named too.
 __device__ unsigned warp_index()
 {
     return warp_uniform(threadIdx.x / WARP_THREADS);

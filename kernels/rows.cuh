@@ -5,7 +5,7 @@
 
 #include "sequences.cuh"
 
-constexpr int PER_THREAD = 4;                     // rows, or columns, in a row
+constexpr int PER_THREAD = 4;                     // neighbouring rows, or columns
 constexpr int TILE = BLOCK_THREADS * PER_THREAD;  // those of a block
 constexpr int NO_ROW = INT32_MAX_VALUE;           // above every column
 

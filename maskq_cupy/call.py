@@ -54,7 +54,7 @@ class Call:
         self._launch = launch
         self.named = self.targets = _NONE
         given: list[Facts] = []
-        before = facts = None
+        before: Any = inputs  # none of the values
         for name, value in inputs.items():
             if value is not before:  # cu_seqlens_q is often cu_seqlens_k too, and read once then
                 facts = facts_of(value, name, launch, current)

@@ -7,7 +7,7 @@ rank's chunks ``shard_columns`` makes its columns.
 
 import heapq
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -82,8 +82,10 @@ def cp_chunks(
         cuts = q if scheme == "per_sequence" else q[:1]
         return _equal_parts(np.append(cuts, row_num), world, sides)
     if work is None:
-        rule = (causal, window, num_sink_tokens, align, chunk_size, causal_block)
-        tile_work = _work_of_rule(q, k, row_num, shape_of_rule(*rule))
+        rule = resolve_rule(
+            causal, window, num_sink_tokens, align, causal_block=causal_block, chunk_size=chunk_size
+        )
+        tile_work = _work_of_rule(q, k, row_num, rule)
     else:
         tile_work = _given_work(work, -(-row_num // TILE))
     return _balanced(tile_work, row_num, world, _check_tolerance(tolerance))
@@ -146,54 +148,22 @@ def _merged(
 # The work of a rule
 
 
-class _Shape(NamedTuple):
-    """A rule and what modifies it."""
-
-    rule: Rule
-    is_top_left: bool
-    chunk_size: int | None
-    causal_block: int | None
-
-
-def shape_of_rule(
-    causal: bool = True,
-    window: tuple[int, int] | None = None,
-    num_sink_tokens: int = 0,
-    align: str = "bottom_right",
-    chunk_size: int | None = None,
-    causal_block: int | None = None,
-) -> _Shape:
-    """Check the arguments of a rule; return it."""
-    if chunk_size is not None:
-        chunk_size = checks.check_int(chunk_size, "chunk_size", lowest=1)
-        if window is None:  # sinks want one whose left bound they lift
-            window = (-1, 0 if causal else -1)
-    if causal_block is not None:
-        causal_block = checks.check_int(causal_block, "causal_block", lowest=1)
-        if not causal:
-            raise ValueError("causal_block needs causal=True, got causal=False")
-    if align not in ("bottom_right", "top_left"):
-        raise ValueError(f'align must be "bottom_right" or "top_left", got {align!r}')
-    rule = resolve_rule(causal, window, num_sink_tokens, intervals_given=False)
-    return _Shape(rule, align == "top_left", chunk_size, causal_block)
-
-
 def _visible(
-    shape: _Shape, row: np.ndarray, q_len: np.ndarray, kv_len: np.ndarray
+    rule: Rule, row: np.ndarray, q_len: np.ndarray, kv_len: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return s and e of rows counted in their sequences: the keys [s, e) that they see."""
-    p = row + (0 if shape.is_top_left else kv_len - q_len)
-    s, e = p - shape.rule.left, p + shape.rule.right + 1
-    if shape.causal_block is not None:
-        e = (p // shape.causal_block + 1) * shape.causal_block
-    if shape.chunk_size is not None:
-        first = p // shape.chunk_size * shape.chunk_size
-        s, e = np.maximum(s, first), np.minimum(e, first + shape.chunk_size)
+    p = row + (0 if rule.is_top_left else kv_len - q_len)
+    s, e = p - rule.left, p + rule.right + 1
+    if rule.causal_block:
+        e = (p // rule.causal_block + 1) * rule.causal_block
+    if rule.chunk_size:
+        first = p // rule.chunk_size * rule.chunk_size
+        s, e = np.maximum(s, first), np.minimum(e, first + rule.chunk_size)
     return np.maximum(s, 0), np.clip(e, 0, kv_len)
 
 
 def runs_of_keys(
-    shape: _Shape, q: np.ndarray, k: np.ndarray, first: np.ndarray, last: np.ndarray
+    rule: Rule, q: np.ndarray, k: np.ndarray, first: np.ndarray, last: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the keys that rows first .. last see, each pair of rows in one sequence.
 
@@ -202,18 +172,18 @@ def runs_of_keys(
     """
     b = np.searchsorted(q[1:], first, side="right")
     q_len, kv_len = np.diff(q)[b], np.diff(k)[b]
-    s, _ = _visible(shape, first - q[b], q_len, kv_len)
-    _, e = _visible(shape, last - q[b], q_len, kv_len)
-    sinks_end = np.minimum(np.minimum(shape.rule.sinks, s), e)
+    s, _ = _visible(rule, first - q[b], q_len, kv_len)
+    _, e = _visible(rule, last - q[b], q_len, kv_len)
+    sinks_end = np.minimum(np.minimum(rule.sinks, s), e)
     starts, ends = np.stack([np.zeros_like(s), s], axis=1), np.stack([sinks_end, e], axis=1)
     return starts + k[b][:, None], ends + k[b][:, None]
 
 
-def _work_of_rule(q: np.ndarray, k: np.ndarray, row_num: int, shape: _Shape) -> np.ndarray:
+def _work_of_rule(q: np.ndarray, k: np.ndarray, row_num: int, rule: Rule) -> np.ndarray:
     """Return the work of each tile of rows: how many tiles of keys it sees anything of."""
     edges = np.union1d(np.arange(0, q[-1], TILE), q)  # a tile is cut where sequences begin
     first, last = edges[:-1], edges[1:] - 1
-    starts, ends = (x.reshape(-1) for x in runs_of_keys(shape, q, k, first, last))
+    starts, ends = (x.reshape(-1) for x in runs_of_keys(rule, q, k, first, last))
     filled = starts < ends
     tile = np.repeat(first // TILE, 2)[filled]
     first_key_tile, last_key_tile = starts[filled] // TILE, (ends[filled] - 1) // TILE

@@ -155,4 +155,4 @@ def _check_values(call: Call, column_num: int, intervals: plan.Intervals | None)
         checks.check_parent_values(parents.astype(np.int64))
     if "spans" in inputs and inputs["spans"].nbytes:
         spans = call.read_back(inputs["spans"], slice(0, None), why)
-        checks.check_spans_values(spans.astype(np.int64), column_num)
+        checks.check_spans_values(spans.astype(np.int64).reshape(-1, 2), column_num)

@@ -18,6 +18,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent)]
 import numpy as np
 
 from maskq_cupy import cp
+from maskq_cupy.rule import resolve_rule
 
 KINDS = ("short", "long tail", "half")
 RULES = {"causal": {}, "window": {"window": (1023, 0)}, "full": {"causal": False}}
@@ -73,8 +74,7 @@ def pieces(chunks, cu_seqlens):
 def count(chunks, cu_seqlens, **rule):
     """Return each rank's live tiles, and how many keys it needs; of a pack with Q = N."""
     first, last, tile, first_tiles = pieces(chunks, cu_seqlens)
-    shape = cp.shape_of_rule(**rule)
-    runs = cp.runs_of_keys(shape, cu_seqlens, cu_seqlens, first, last)
+    runs = cp.runs_of_keys(resolve_rule(**rule), cu_seqlens, cu_seqlens, first, last)
     starts, ends = (side.reshape(-1) for side in runs)
     filled = starts < ends
     starts, ends, tile = starts[filled], ends[filled], np.repeat(tile, 2)[filled]
