@@ -242,6 +242,12 @@ def columns_of(call: Call, check_form: Callable[..., int] = checks.check_columns
     return columns
 
 
+def check_columns(call: Call, columns: Facts, row_num: int) -> None:
+    """Read columns back and check that they are bounds of so many rows; waits."""
+    host = call.read_back(columns, slice(0, None), "validate=True waits for the GPU")
+    checks.check_columns_values(host, row_num)
+
+
 def _all_on_host(inputs: dict[str, Any]) -> dict[str, Any]:
     """Return the inputs, of which one is on the host: require that all are."""
     for name, value in inputs.items():

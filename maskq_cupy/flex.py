@@ -19,8 +19,15 @@ def mask_mod(columns: Any) -> Callable[[Any, Any, Any, Any], Any]:
     Args:
         columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE]: a torch tensor, or
             anything with ``__dlpack__``. The function keeps it alive.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    bounds = _tensor(columns).view(-1, 2)
+    return _mask_mod(_columns(columns))
+
+
+def _mask_mod(columns: Any) -> Callable[[Any, Any, Any, Any], Any]:
+    bounds = columns.view(-1, 2)
 
     def shown(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         return (q_idx >= bounds[kv_idx, 1]) & (q_idx < bounds[kv_idx, 0])
@@ -117,9 +124,31 @@ def as_block_mask(
         block_size: (rows, columns) of a tile, or one int for both.
 
     No launch, no copy.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
     """
+    tensor = _columns(columns)
+    row_num = checks.check_int(q_token_num, "q_token_num")
+    block_size = checks.check_block_size(block_size)
+    if not isinstance(blocks, Blocks):
+        raise TypeError(f"blocks must be a maskq_cupy.Blocks, got {type(blocks).__name__}")
     lists = Blocks(*map(_tensor, blocks))
-    return _of_lists(lists, _tensor(columns), q_token_num, checks.check_block_size(block_size))
+    shapes = plan.block_shapes(*plan.tile_grid(row_num, tensor.shape[-2], block_size))
+    for name, found, shape in zip(Blocks._fields, lists, shapes, strict=True):
+        if _dtype(found) != "int32" or found.shape != shape:
+            kind = ValueError if _dtype(found) == "int32" else TypeError
+            raise kind(
+                f"blocks.{name} must be int32 of shape {shape}, for {row_num} rows and "
+                f"{tensor.shape[-2]} columns in tiles of {block_size}, "
+                f"got {_dtype(found)} of shape {tuple(found.shape)}"
+            )
+        if found.device != tensor.device:
+            raise ValueError(
+                f"blocks.{name} must be where the columns are, on {tensor.device}, "
+                f"got a tensor on {found.device}"
+            )
+    return _of_lists(lists, tensor, row_num, block_size)
 
 
 def _of_lists(
@@ -129,8 +158,20 @@ def _of_lists(
         seq_lengths=(q_token_num, columns.shape[-2]),
         **lists._asdict(),
         BLOCK_SIZE=block_size,
-        mask_mod=mask_mod(columns),
+        mask_mod=_mask_mod(columns),
     )
+
+
+def _columns(columns: Any) -> Any:
+    """Return columns as a tensor, of a form that the mask can be read from, on any device."""
+    if not hasattr(columns, "__dlpack__"):
+        raise TypeError(f"columns must be {checks.COLUMNS}, got {type(columns).__name__}")
+    tensor = _tensor(columns)
+    checks.check_columns_form(_dtype(tensor), tensor.shape)
+    if not tensor.is_contiguous():
+        shape = tuple(tensor.shape)
+        raise ValueError(f"columns must be C-contiguous, got a strided view of shape {shape}")
+    return tensor
 
 
 def _tensor(array: Any) -> Any:

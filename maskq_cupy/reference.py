@@ -319,7 +319,11 @@ class Blocks(NamedTuple):
 
 
 def to_blocks(
-    columns: Any, q_token_num: int, block_size: int | tuple[int, int] = (128, 128)
+    columns: Any,
+    q_token_num: int,
+    block_size: int | tuple[int, int] = (128, 128),
+    *,
+    validate: bool = False,
 ) -> Blocks:
     """Return which tiles of the mask are full and which are partial, by row and by column tile.
 
@@ -330,6 +334,8 @@ def to_blocks(
         columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on the host.
         q_token_num: number of query rows Q, those of padding included.
         block_size: (rows, columns) of a tile, or one int for both.
+        validate: require of each column that 0 <= UTE <= LTS <= Q. Otherwise bounds are clipped
+            to the Q rows.
 
     Returns:
         Blocks of int32, shapes (1, 1, Qt) and (1, 1, Qt, Nt) for the ``kv_*`` and (1, 1, Nt) and
@@ -346,8 +352,8 @@ def to_blocks(
     >>> blocks.full_kv_num_blocks.tolist(), blocks.full_kv_indices.tolist()
     ([[[0, 1, 1]]], [[[[0, 0], [0, 0], [0, 0]]]])
     """
-    lts, ute = _host_columns(columns)
     row_num = checks.check_int(q_token_num, "q_token_num")
+    lts, ute = _host_columns(columns, row_num if validate else None)
     block_q, block_k = checks.check_block_size(block_size)
     live = _live_row_tiles(lts, ute, row_num, block_q, block_k)
     full = _full_row_tiles(lts, ute, row_num, block_q, block_k)
@@ -355,10 +361,12 @@ def to_blocks(
     return Blocks(*_listed(partial.T), *_listed(full.T), *_listed(partial), *_listed(full))
 
 
-def _host_columns(columns: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return LTS and UTE, int64."""
-    array = np.asarray(columns)
+def _host_columns(columns: Any, checked_rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return LTS and UTE, int64; checked to be bounds of so many rows, unless that is None."""
+    array = host.host_array("columns", columns, checks.COLUMNS)
     checks.check_columns_form(str(array.dtype), array.shape)
+    if checked_rows is not None:
+        checks.check_columns_values(array, checked_rows)
     lts, ute = array.reshape(-1, 2).T.astype(np.int64)
     return lts, ute
 
@@ -400,12 +408,14 @@ def _listed(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return count[None, None], ascending[None, None]
 
 
-def to_four_columns(columns: Any, q_token_num: int) -> np.ndarray:
+def to_four_columns(columns: Any, q_token_num: int, *, validate: bool = False) -> np.ndarray:
     """Return the columns in the older form of FlashMask's operators.
 
     Args:
         columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on the host.
         q_token_num: number of query rows Q.
+        validate: require of each column that 0 <= UTE <= LTS <= Q. Otherwise bounds are clipped
+            to the Q rows.
 
     Returns:
         int32, shape (N, 4), columns [LTS, Q, 0, UTE]: hidden from the rows from LTS up to Q, and
@@ -418,19 +428,23 @@ def to_four_columns(columns: Any, q_token_num: int) -> np.ndarray:
     array([[2, 2, 0, 0],
            [2, 2, 0, 1]], dtype=int32)
     """
-    lts, ute = _host_columns(columns)
     row_num = checks.check_int(q_token_num, "q_token_num")
+    lts, ute = _host_columns(columns, row_num if validate else None)
     four = [lts, np.full_like(lts, row_num), np.zeros_like(lts), ute]
     return np.stack(four, axis=1).astype(np.int32)
 
 
-def to_dense(columns: Any, q_token_num: int, *, limit: int = DENSE_LIMIT) -> np.ndarray:
+def to_dense(
+    columns: Any, q_token_num: int, *, limit: int = DENSE_LIMIT, validate: bool = False
+) -> np.ndarray:
     """Return the mask as a matrix: does the row see the column?
 
     Args:
         columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on the host.
         q_token_num: number of query rows Q.
         limit: the most pairs of row and column to allow, a byte each.
+        validate: require of each column that 0 <= UTE <= LTS <= Q. Otherwise bounds are clipped
+            to the Q rows.
 
     Returns:
         bool, shape (Q, N).
@@ -443,8 +457,8 @@ def to_dense(columns: Any, q_token_num: int, *, limit: int = DENSE_LIMIT) -> np.
            [1, 1, 0],
            [0, 1, 1]])
     """
-    lts, ute = _host_columns(columns)
     row_num = checks.check_int(q_token_num, "q_token_num")
+    lts, ute = _host_columns(columns, row_num if validate else None)
     checks.check_dense_size(row_num, len(lts), limit)
     row = np.arange(row_num)[:, None]
     return (row >= ute) & (row < lts)

@@ -222,7 +222,7 @@ def random_tokens(rng, tokens, kind):
     lowest, highest = np.iinfo(dtype).min, np.iinfo(dtype).max
     shape = (int(rng.integers(0, tokens + 1)),)
     if rng.random() < 0.4:
-        length = int(rng.choice([1, 2, 31, 32, 33, tokens]))
+        length = int(rng.choice([1, 2, 31, 32, 33, max(tokens, 1)]))
         shape = (int(rng.integers(0, tokens // length + 1)), length)
     if rng.random() < 0.2:
         return rng.integers(0, 2, shape).astype(dtype)
