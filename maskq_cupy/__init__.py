@@ -24,9 +24,8 @@ from maskq_cupy.plan import (
     shard_scratch_nbytes,
     tree_scratch_nbytes,
 )
-from maskq_cupy.reference import Blocks, TreeOrder, tree_order
 from maskq_cupy.plan_cu_seqlens import cu_seqlens_scratch_nbytes
-from maskq_cupy.reference import Blocks, CuSeqlens
+from maskq_cupy.reference import Blocks, CuSeqlens, TreeOrder, tree_order
 from maskq_cupy.shards import needed_keys, shard_columns
 from maskq_cupy.tree import tree_attn_mask_q
 
@@ -34,8 +33,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Blocks",
-    "TreeOrder",
     "CuSeqlens",
+    "TreeOrder",
     "blocks_scratch_nbytes",
     "cp",
     "cu_seqlens_from_ids",
