@@ -570,19 +570,27 @@ OF_COLUMNS = Suite((RULE, MODIFIED, INTERVALS), run_columns)
 OF_MODIFIED = Suite((MODIFIED,), run_modified)
 
 
-def run_cu_seqlens(executable, by):
+def run_runs(executable, by):
     rng = np.random.default_rng(0)
-    part = 4 if by == "thread" else 1
-    for most_groups in (1024, 3):
-        some = test_cu_seqlens.Calls(most_groups)
-        for tokens in (40, 300, 3000) * (8 // part):
-            test_cu_seqlens.add_random_runs(some, rng, tokens)
-            some.add_mask(test_cu_seqlens.random_mask(rng, tokens), offset=8)
-            some.add_slots(test_cu_seqlens.random_slots(rng, 70, is_cut=True))
-        some.check(executable, SECONDS)
     if by != "thread":
         test_cu_seqlens.runs_around_edges().check(executable, SECONDS)
+    for most_groups in (1024, 3):
+        some = test_cu_seqlens.Calls(most_groups)
+        for tokens in (40, 300, 3000) if by == "thread" else (40, 300, 3000) * 5:
+            test_cu_seqlens.add_random_runs(some, rng, tokens)
+        some.check(executable, SECONDS)
+
+
+def run_padded(executable, by):
+    rng = np.random.default_rng(0)
+    if by != "thread":
         test_cu_seqlens.masks_around_edges().check(executable, SECONDS)
+    some = test_cu_seqlens.Calls()
+    for i in range(5 if by == "thread" else 20):
+        mask = test_cu_seqlens.random_mask(rng, (40, 300, 3000)[i % 3])
+        some.add_mask(mask, offset=8 * (i % 2))
+        some.add_slots(test_cu_seqlens.random_slots(rng, 70, is_cut=True))
+    some.check(executable, SECONDS)
 
 
 def run_splits(executable, by):
@@ -611,7 +619,8 @@ def run_shards(executable, by):
 
 OF_TILE_LISTS = Suite((TILES,), run_tile_lists)
 OF_SHARDS = Suite((SHARD,), run_shards)
-OF_CU_SEQLENS = Suite((RUNS, PADDED), run_cu_seqlens)
+OF_RUNS = Suite((RUNS,), run_runs)
+OF_PADDED = Suite((PADDED,), run_padded)
 OF_FORMS = Suite((FORMS,), run_splits)
 SUITES = {
     SEARCH: [OF_COLUMNS],
@@ -630,8 +639,8 @@ SUITES = {
     TILES: [OF_TILE_LISTS],
     CHUNKS: [OF_SHARDS],
     SHARD: [OF_SHARDS],
-    RUNS: [OF_CU_SEQLENS],
-    PADDED: [OF_CU_SEQLENS],
+    RUNS: [OF_RUNS],
+    PADDED: [OF_PADDED],
     FORMS: [OF_FORMS],
 }
 

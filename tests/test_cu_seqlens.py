@@ -374,6 +374,19 @@ def test_ids_give_the_mask_of_documents():
         np.testing.assert_array_equal(reference.to_dense(columns, len(ids)), expected)
 
 
+def test_ids_of_images_give_the_spans_of_the_rule():
+    """Text is causal; a token of an image sees all of its image too."""
+    rng = np.random.default_rng(4)
+    for _ in range(60):
+        ids = np.repeat(rng.integers(-1, 3, 12), rng.integers(1, 5, 12))
+        n, number = len(ids), np.cumsum(np.append(0, np.diff(ids) != 0))
+        spans = reference.spans_from_ids(ids, 14)
+        columns = reference.get_attn_mask_q([0, n], [0, n], spans=spans)
+        row, key = np.arange(n)[:, None], np.arange(n)
+        same_image = (number[:, None] == number) & (ids != -1)
+        np.testing.assert_array_equal(reference.to_dense(columns, n), (key <= row) | same_image)
+
+
 def test_a_padded_batch_gives_the_mask_of_each_row():
     rng = np.random.default_rng(2)
     for _ in range(60):
@@ -806,6 +819,7 @@ def test_gpu_replays_in_a_graph(cupy):
     cuts, spans = cupy.empty(most + 1, np.int32), cupy.empty((most, 2), np.int32)
     pair = cupy.empty((2, 5 * batch + 1), np.int32)
     columns, padded = cupy.empty((n, 2), np.int32), cupy.empty((n, 2), np.int32)
+    imaged = cupy.empty((n, 2), np.int32)
     parts = cupy.empty((batch, 1, n // batch, 2), np.int32)
     scratch = cupy.empty(maskq_cupy.cu_seqlens_scratch_nbytes(n), np.uint8)
 
@@ -813,6 +827,7 @@ def test_gpu_replays_in_a_graph(cupy):
         maskq_cupy.cu_seqlens_from_ids(ids, most, 0, out=cuts, scratch=scratch)
         maskq_cupy.spans_from_ids(ids, most, 0, out=spans, scratch=scratch)
         maskq_cupy.get_attn_mask_q(cuts, cuts, out=columns)
+        maskq_cupy.get_attn_mask_q(cuts, cuts, spans=spans, out=imaged)
         maskq_cupy.cu_seqlens_from_padding(mask, out=tuple(pair), scratch=scratch)
         maskq_cupy.get_attn_mask_q(*pair, out=padded)
         maskq_cupy.split_columns(padded, batch, n, out=parts)
@@ -842,8 +857,11 @@ def test_gpu_replays_in_a_graph(cupy):
             graph.launch()
             right = reference.cu_seqlens_from_ids(found, most, 0)
             same(cupy, cuts, right)
-            same(cupy, spans, reference.spans_from_ids(found, most, 0))
+            spans_right = reference.spans_from_ids(found, most, 0)
+            same(cupy, spans, spans_right)
             same(cupy, columns, reference.get_attn_mask_q(right, right, kv_token_num=n))
+            right = reference.get_attn_mask_q(right, right, None, n, spans=spans_right)
+            same(cupy, imaged, right)
             right = reference.get_attn_mask_q(*reference.cu_seqlens_from_padding(is_token))
             same(cupy, parts, reference.split_columns(right, batch, n))
 
