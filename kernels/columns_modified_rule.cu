@@ -23,15 +23,15 @@
 //                         UTE     0  1  2  2  4
 //                         LTS     3  3  4  5  5
 //
-// Distances and sizes are saturated to INT32_MAX, which reaches past every sequence, so that no sum
-// leaves 32 bits. For valid input every step is exact; for any other, unsigned wrap-around gives some
-// number and no undefined behaviour.
+// Distances and sizes are at most INT32_MAX, which reaches past every sequence. So no sum leaves 32 bits.
+// For valid input every step is exact. For any other input, unsigned numbers wrap around: the result is
+// some number, and nothing is undefined.
 //
-// A warp writes some columns in a row (column_tiles.cuh). It looks their sequences up in one window
-// and their spans in another (sequences.cuh): a span ends in front of the next as a sequence does,
-// and the first one that ends behind a column is the only one that may hold it. So any number of
-// spans costs what as many sequences cost. Preconditions: columns is 8-byte aligned; grid covers all
-// pairs. Moves 8 * N bytes out, the cuts and the spans in.
+// A warp writes some columns in a row (column_tiles.cuh). It finds their sequences in one window, and
+// their spans in another (sequences.cuh). Spans are found by their ends, as sequences are: of all spans,
+// only the first that ends behind a column may hold it. So spans cost what as many sequences cost.
+// Preconditions: columns is 8-byte aligned; the grid covers all pairs. Moves 8 * N bytes out, the cuts
+// and the spans in.
 
 #include "column_sequences.cuh"
 #include "column_tiles.cuh"

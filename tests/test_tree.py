@@ -419,6 +419,40 @@ def test_gpu_frameworks(cupy, framework):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLAGS)
+def test_gpu_flags(cupy, dtype):
+    """Of CuPy and of torch, and from the host; a flag's upper bytes count too."""
+    torch = pytest.importorskip("torch")
+    given, n = ([-1, 0, 0, 2], [0, 2, 5, 9, 9], [0, 3, 5, 9, 12]), 15
+    flags = np.array([1, 0, 1 << (8 * np.dtype(dtype).itemsize - 2), 1], np.uint64)
+    flags = flags != 0 if dtype == "?" else flags.astype(dtype)
+    expected = reference.tree_attn_mask_q(*given, n, full=flags)
+    on_gpu = [cupy.asarray(a) for a in given]
+    found = maskq_cupy.tree_attn_mask_q(*on_gpu, n, full=cupy.asarray(flags), validate=True)
+    np.testing.assert_array_equal(cupy.asnumpy(found), expected)
+    found = maskq_cupy.tree_attn_mask_q(*given, n, full=flags)
+    np.testing.assert_array_equal(cupy.asnumpy(found), expected)
+    tensors = [torch.tensor(a, device="cuda") for a in given]
+    of_torch = torch.from_numpy(flags).cuda()
+    found = maskq_cupy.tree_attn_mask_q(*tensors, n, full=of_torch)
+    np.testing.assert_array_equal(cupy.asnumpy(found), expected)
+
+
+@pytest.mark.gpu
+def test_gpu_bad_flags(cupy):
+    given = [cupy.asarray(a) for a in ([-1, 0], [0, 1, 2], [0, 1, 2])]
+    for full, kind, message in (
+        (cupy.zeros(2), TypeError, f"{FULL_FORM}, got float64 of shape (2,)"),
+        (cupy.zeros(3, bool), ValueError, f"{FULL_FORM}, got bool of shape (3,)"),
+        (cupy.zeros(4, bool)[::2], ValueError, "full must be C-contiguous, got a strided view of"),
+        ([True, False], TypeError, "the input must be all on one GPU or all on the host, got"),
+    ):
+        with pytest.raises(kind) as raised:
+            maskq_cupy.tree_attn_mask_q(*given, 2, full=full)
+        assert str(raised.value).startswith(message)
+
+
+@pytest.mark.gpu
 def test_gpu_out_and_number_of_columns(cupy):
     given = [cupy.asarray(a) for a in ([-1, 0, 0], [0, 2, 4, 5], [0, 2, 4, 5])]
     expected = reference.tree_attn_mask_q([-1, 0, 0], [0, 2, 4, 5], [0, 2, 4, 5])
