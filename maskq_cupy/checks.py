@@ -175,6 +175,24 @@ def check_parent_values(parent: np.ndarray) -> None:
         )
 
 
+def check_tree(parent: np.ndarray) -> np.ndarray:
+    """Require the parents of a forest, in any order; return its depth-first order."""
+    num = len(parent)
+    astray = np.flatnonzero((parent < -1) | (parent >= num))
+    if astray.size:
+        b = int(astray[0])
+        raise ValueError(
+            f"parent must hold -1 or a segment in [0, {num}), got parent[{b}] = {parent[b]}"
+        )
+    order = forest.depth_first_order(parent)
+    if len(order) < num:
+        b = forest.member_of_cycle(parent, order)
+        raise ValueError(
+            f"parent must have no cycle, got one through segment {b}, parent[{b}] = {parent[b]}"
+        )
+    return order
+
+
 def full_form(segment_num: int) -> str:
     return f"bool or any int dtype of shape (B,) = ({segment_num},)"
 

@@ -34,6 +34,7 @@ def get_attn_mask_q(
     causal_block: int | None = None,
     chunk_size: int | None = None,
     spans: Any = None,
+    validate: bool = False,
 ) -> np.ndarray:
     """Return, for each key column of a packed batch, the rows that see it.
 
@@ -41,7 +42,9 @@ def get_attn_mask_q(
         cu_seqlens_q: int32 or int64, shape (B + 1,) or longer, non-decreasing from 0, on the host.
         cu_seqlens_k: int32 or int64, shape (B + 1,), non-decreasing from 0, on the host.
         attn_mask_kv: int32 or int64, shape (Q, 2) or (2 * Q,): the keys [start, end) that each
-            row sees, counted from its sequence's first key. Excludes the other rules.
+            row sees, counted from its sequence's first key. Excludes the other rules. Keys can
+            leak: where a start or an end decreases from one row of a sequence to the next, the
+            columns show a superset.
         kv_token_num: number of columns N; ``cu_seqlens_k[B]`` if None. Columns past the last
             sequence are seen by nobody.
         causal: row i sees keys up to its diagonal, i + kv_len - q_len.
@@ -54,6 +57,8 @@ def get_attn_mask_q(
         spans: int32 or int64, shape (S, 2), on the host: [start, end) in keys of the pack, in
             order and apart; a row whose diagonal is in a span sees all of the span's keys in its
             sequence too. Empty ones, and none at all, are normal.
+        validate: require that the columns show exactly the intervals; other values are always
+            checked.
 
     Returns:
         int32, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c is shown to
@@ -78,6 +83,9 @@ def get_attn_mask_q(
         array = None if spans is None else host.host_spans(spans, column_num)
         lts, ute = _rule_columns(q, k, column, rule, array)
     else:
+        if validate:
+            row, first, end = _excess_runs(q, k, intervals)
+            checks.check_excess(int((end - first).sum()), int(row[0]) if len(row) else 0)
         lts, ute = _interval_columns(q, k, column, intervals)
     return np.stack([lts, ute], axis=1).astype(np.int32)
 
@@ -178,6 +186,56 @@ def tree_attn_mask_q(
     return np.stack([lts, ute], axis=1).astype(np.int32)
 
 
+class TreeOrder(NamedTuple):
+    """A forest's segments in depth-first order: what `tree_order` returns."""
+
+    order: np.ndarray
+    parent: np.ndarray
+    inverse: np.ndarray
+
+
+def tree_order(parent: Any) -> TreeOrder:
+    """Return the depth-first order of segments in any order, as draft trees come level by level.
+
+    ``tree_attn_mask_q`` wants the segments in depth-first order: what is given of each, as
+    ``x[order]`` puts it there, and ``y[inverse]`` brings what came out back to the given order.
+
+    Args:
+        parent: int32 or int64, shape (B,), on the host: each segment's parent, -1 for a root.
+            Parents may stand before or behind their children.
+
+    Returns:
+        TreeOrder of int64, shape (B,) each: ``order``, the segments' numbers in depth-first order,
+        siblings in the order given; ``parent``, the parents of the segments in this order, by
+        their numbers in it; ``inverse``, the place of each segment in it.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came; of a cycle, a
+            member.
+
+    Two answers to a prompt, and then what goes on from each of them:
+
+    >>> order, parent, inverse = tree_order([-1, 0, 0, 1, 2])
+    >>> order, parent
+    (array([0, 1, 3, 2, 4]), array([-1,  0,  1,  0,  3]))
+    >>> order[inverse]
+    array([0, 1, 2, 3, 4])
+
+    Of segments of several tokens each, the tokens are put in order so:
+
+    >>> lengths = np.array([2, 1, 3, 2, 1])
+    >>> starts = np.cumsum(lengths) - lengths
+    >>> cu_seqlens = np.cumsum([0, *lengths[order]])
+    >>> np.arange(cu_seqlens[-1]) + np.repeat(starts[order] - cu_seqlens[:-1], lengths[order])
+    array([0, 1, 2, 6, 7, 3, 4, 5, 8])
+    """
+    parents, order = host.host_tree(parent)
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    above = parents[order]
+    return TreeOrder(order, np.where(above == -1, -1, inverse[above]), inverse)
+
+
 def excess_pairs(cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any) -> int:
     """Return how many (row, key) pairs the columns of intervals show beyond them.
 
@@ -213,7 +271,14 @@ def excess_runs(
     """
     checks.check_intervals_given(attn_mask_kv)
     q, k, intervals, _ = host.host_batch(cu_seqlens_q, cu_seqlens_k, attn_mask_kv, None)
-    start_key, end_key = _visible_keys(q, k, intervals)  # type: ignore[arg-type]  # given
+    assert intervals is not None  # as the check above says
+    return _excess_runs(q, k, intervals)
+
+
+def _excess_runs(
+    q: np.ndarray, k: np.ndarray, intervals: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    start_key, end_key = _visible_keys(q, k, intervals)
     ends, starts = _staircases(start_key, end_key)
     blind = end_key <= start_key  # such a row has one run, all that it is shown
     first = np.stack([starts, np.where(blind, ends, np.maximum(end_key, starts))], axis=1)

@@ -56,6 +56,16 @@ def test_counts_what_the_columns_show_beyond_the_intervals(seed):
         np.testing.assert_array_equal(found, beyond)
 
 
+def test_the_reference_validates_intervals():
+    given = [0, 2], [0, 4], [[0, 3], [0, 1]]
+    assert reference.get_attn_mask_q(*given).shape == (4, 2)
+    message = "got 2 .* shown beyond them, the first in row 1"
+    with pytest.raises(ValueError, match=message):
+        reference.get_attn_mask_q(*given, validate=True)
+    reference.get_attn_mask_q([0, 2], [0, 4], [[0, 1], [0, 3]], validate=True)
+    reference.get_attn_mask_q([0, 2], [0, 4], validate=True)
+
+
 def test_error_names_the_count_and_the_first_row():
     checks.check_excess(0, 7)
     with pytest.raises(ValueError, match=r"got 3 .* shown beyond them, the first in row 1"):

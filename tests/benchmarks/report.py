@@ -119,6 +119,22 @@ def over(runs, what, floor, counts=lambda run: True, **facts):
     )
 
 
+def over_plain(runs, counts):
+    """Return how many times the plain causal rule of the same pack a modified one takes at most."""
+    return largest(
+        ratio(run["us"], runs.us("rule", n=run["n"], b=run["b"], case="causal"), place(run))
+        for run in runs.of("modified rule")
+        if counts(run)
+    )
+
+
+def many_spans_over_one(runs):
+    return largest(
+        ratio(run["us"], runs.us(run["what"], n=run["n"], b=run["b"], case="one span"), place(run))
+        for run in runs.of("modified rule", case="1,000 spans")
+    )
+
+
 def faster_than_published(runs):
     pairs = (("causal", "rule"), ("sorted", "intervals"))
     return smallest(
@@ -260,6 +276,10 @@ def goals(runs):
         Goal("G1", "rules over a fill", 1.4, over(runs, "rule", "fill")),
         Goal("G1", "the same, N ≥ 16 M", 1.1,
              over(runs, "rule", "fill", lambda run: run["n"] >= 16 * MIB)),
+        Goal("rules", "modified over plain, N up to 128 K", 1.5,
+             over_plain(runs, lambda run: run["n"] <= 2**17)),
+        Goal("rules", "the same, N ≥ 16 M", 1.2, over_plain(runs, lambda run: run["n"] >= 2**24)),
+        Goal("rules", "1,000 spans over one", 1.4, many_spans_over_one(runs)),
         Goal("G2", "intervals over read and fill", 2.5, over(runs, "intervals", "read and fill")),
         Goal("G3", "published over ours", 1000, faster_than_published(runs), "≥"),
         Goal("G4", "time a column at 2 N over at N, past 1 M", 1.05, growth(runs)),
