@@ -419,8 +419,7 @@ MUTANTS = [
     Mutant(RUNS, "token < tokens.num && tokens.begins(token", "tokens.begins(token", "bound"),
     Mutant(RUNS, "begins && (!tokens.of_spans || value[i] != tokens.other_id)", "begins", "text"),
     Mutant(RUNS, "if (first >= tokens.num) continue;", "", "bound", "address"),
-    Mutant(RUNS, "begins && token > 0 && before[i]", "begins && before[i]", "first"),
-    Mutant(RUNS, "before[i] != tokens.other_id;", "true;", "text"),
+    Mutant(RUNS, "begins && before[i] != tokens.other_id;", "begins;", "text"),
     Mutant(RUNS, "group.starts += (unsigned)__popc(start_bits);", "group.starts = (unsigned)__popc(start_bits);", "sum"),
     Mutant(RUNS, "group.end = first + WORD_BITS - 1 -", "group.end = first + WORD_BITS -", "off-by-one"),
     Mutant(RUNS, "min(first_tile + group_tiles, tile_num)", "first_tile + group_tiles", "clip"),
@@ -439,7 +438,7 @@ MUTANTS = [
     Mutant(RUNS, "run += (unsigned)__popc(starts & ((1u << lane) - 1));", "run += (unsigned)__popc(starts);", "count"),
     Mutant(RUNS, "lane >= distance) v += before", "lane > distance) v += before", "scan"),
     Mutant(RUNS, "warp_starts[2][WARPS]", "warp_starts[1][WARPS]", "size", "address"),
-    Mutant(RUNS, "warp_starts[round % 2][warp] = up_to;", "warp_starts[0][warp] = up_to;", "parity"),
+    Mutant(RUNS, "warp_starts[round % 2][warp] = up_to;", "warp_starts[0][warp] = up_to;", "parity", "thread"),
     Mutant(RUNS, "if (w < warp) before_warp +=", "if (w <= warp) before_warp +=", "bound"),
     Mutant(RUNS, "before += warp_starts[round % 2][w];", "", "carry"),
     Mutant(RUNS, "before_warp + up_to - in_word, first_token", "before_warp + up_to, first_token", "scan"),
@@ -578,6 +577,8 @@ def run_runs(executable, by):
         some = test_cu_seqlens.Calls(most_groups)
         for tokens in (40, 300, 3000) if by == "thread" else (40, 300, 3000) * 5:
             test_cu_seqlens.add_random_runs(some, rng, tokens)
+        if by == "thread":
+            test_cu_seqlens.add_many_groups(some, rounds=2)
         some.check(executable, SECONDS)
 
 

@@ -429,11 +429,11 @@ class Calls:
 
     def __init__(self, most_groups=plan_cu_seqlens.MOST_GROUPS):
         self._script, self._results, self._expected = emulator.Script(), [], []
-        self._most_groups = most_groups
+        self.most_groups = most_groups
 
     def _run(self, make, *arguments, **named):
         with emulator.planning(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plan_cu_seqlens, "MOST_GROUPS", self._most_groups)
+            patch.setattr(plan_cu_seqlens, "MOST_GROUPS", self.most_groups)
             launches = make(*arguments, **named)
         for launch in launches if isinstance(launches, list) else [launches]:
             self._script.launch(launch)
@@ -446,7 +446,7 @@ class Calls:
 
     def _scratch(self, token_num):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plan_cu_seqlens, "MOST_GROUPS", self._most_groups)
+            patch.setattr(plan_cu_seqlens, "MOST_GROUPS", self.most_groups)
             nbytes = plan_cu_seqlens.cu_seqlens_scratch_nbytes(token_num)
         return self._script.buffer(np.full(nbytes, 0x5A, np.uint8))
 
@@ -549,7 +549,23 @@ def runs_around_edges():
         calls.add_spans(alternating, size, 0)
         calls.add_spans(alternating, max(size // 4, 1), 1)
         calls.add_positions(np.zeros(size, np.int64), size + 5)
+    add_many_groups(calls)
     return calls
+
+
+def add_many_groups(calls, rounds=3):
+    """Add runs of more groups than a block has threads, and blocks that list in several rounds."""
+    rng = np.random.default_rng(8)
+    threads = emulator.SIZES.block_threads
+    ids = np.zeros(4 * threads * (threads + 9), np.int32)  # a group is 4 * threads tokens
+    ids[:5] = 3, 3, 4, 5, 5
+    calls.add_ids(ids, 5, padding_id=0)
+    calls.add_spans(ids, 5, 0)
+    calls.most_groups = 2
+    for rate in (0.001, 0.3):
+        ids = np.cumsum(rng.random(2 * 32 * threads * rounds) < rate) % 3
+        calls.add_ids(ids, len(ids))
+        calls.add_spans(ids, len(ids), 1)
 
 
 @needs_gxx
@@ -584,6 +600,9 @@ def masks_around_edges():
                     calls.add_mask(mask, offset)
     for at in (0, 9 * part, 9 * part + 17, 17 * part, 20 * part - 1):
         calls.add_mask(np.arange(20 * part)[None] == at)
+    calls.most_groups = 64
+    for at in (3, 37 * part):  # more parts than a warp has lanes
+        calls.add_mask(np.arange(40 * part)[None] == at)
     return calls
 
 
