@@ -220,43 +220,28 @@ def test_columns_of_another_form_are_refused(columns, kind, message):
         assert str(raised.value) == message
 
 
+def other_shape(name, shape, rows, columns, size, got):
+    return (
+        f"blocks.{name} must be int32 of shape {shape}, for {rows} rows and {columns} columns in "
+        f"tiles of {size}, got int32 of shape {got}"
+    )
+
+
 def other_lists(blocks):
     """Arguments whose lists are those of another mask, and what is said of the first that is."""
+    two, three = (2, 2), (3, 3)
+    message = other_shape("kv_num_blocks", (1, 1, 2), 6, 6, three, (1, 1, 3))
+    yield (blocks, COLUMNS, 6, 3), message
+    message = other_shape("kv_num_blocks", (1, 1, 4), 8, 6, two, (1, 1, 3))
+    yield (blocks, COLUMNS, 8, 2), message
+    message = other_shape("kv_indices", (1, 1, 3, 2), 6, 4, two, (1, 1, 3, 3))
+    yield (blocks, COLUMNS[:4], 6, 2), message
     short = blocks._replace(q_indices=blocks.q_indices[..., :2])
+    message = other_shape("q_indices", (1, 1, 3, 3), 6, 6, two, (1, 1, 3, 2))
+    yield (short, COLUMNS, 6, 2), message
     elsewhere = torch.empty(1, 1, 3, 3, dtype=torch.int32, device="meta")
-    of = "of (2, 2), got int32 of shape"
-    yield (
-        (blocks, COLUMNS, 6, 3),
-        (
-            "blocks.kv_num_blocks must be int32 of shape (1, 1, 2), for 6 rows and 6 columns in tiles "
-            "of (3, 3), got int32 of shape (1, 1, 3)"
-        ),
-    )
-    yield (
-        (blocks, COLUMNS, 8, 2),
-        (
-            "blocks.kv_num_blocks must be int32 of shape (1, 1, 4), for 8 rows and 6 columns in tiles "
-            f"{of} (1, 1, 3)"
-        ),
-    )
-    yield (
-        (blocks, COLUMNS[:4], 6, 2),
-        (
-            "blocks.kv_indices must be int32 of shape (1, 1, 3, 2), for 6 rows and 4 columns in tiles "
-            f"{of} (1, 1, 3, 3)"
-        ),
-    )
-    yield (
-        (short, COLUMNS, 6, 2),
-        (
-            "blocks.q_indices must be int32 of shape (1, 1, 3, 3), for 6 rows and 6 columns in tiles "
-            f"{of} (1, 1, 3, 2)"
-        ),
-    )
-    yield (
-        (blocks._replace(q_indices=elsewhere), COLUMNS, 6, 2),
-        ("blocks.q_indices must be where the columns are, on cpu, got a tensor on meta"),
-    )
+    message = "blocks.q_indices must be where the columns are, on cpu, got a tensor on meta"
+    yield (blocks._replace(q_indices=elsewhere), COLUMNS, 6, 2), message
 
 
 def test_lists_of_another_mask_are_refused():
