@@ -209,7 +209,7 @@ def dq_write_order(lists: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
     b, h, row_tiles = lists.kv_num_blocks.shape
     column_tiles, device = lists.q_num_blocks.shape[-1], lists.q_indices.device
     first_row = row_tiles * torch.arange(b * h, device=device).view(b, h, 1, 1)
-    column = torch.arange(column_tiles, device=device)[:, None]
+    column = torch.arange(column_tiles, device=device).unsqueeze(-1)
     # Row by row the listed columns ascend: with column_tiles behind them, and each row's number in
     # front, they ascend as a whole, so that one search in all of them finds a place in any row.
     step = column_tiles + 1
@@ -219,8 +219,8 @@ def dq_write_order(lists: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
         (lists.full_kv_num_blocks, lists.full_kv_indices),
     ):
         width = indices.shape[-1]
-        is_listed = torch.arange(width, device=device) < counts[..., None]
-        row = first_row + torch.arange(row_tiles, device=device)[:, None]
+        is_listed = torch.arange(width, device=device) < counts.unsqueeze(-1)
+        row = first_row + torch.arange(row_tiles, device=device).unsqueeze(-1)
         lines.append((torch.where(is_listed, indices, column_tiles) + step * row, width))
     order = []
     for indices in (lists.q_indices, lists.full_q_indices):
