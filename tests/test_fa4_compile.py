@@ -25,7 +25,6 @@ CASES = {
 }
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("arch", CASES)
 def test_kernels_compile_once_for_all_packs(arch):
     done = subprocess.run(

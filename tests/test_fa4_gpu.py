@@ -18,7 +18,7 @@ if importlib.util.find_spec("flash_attn") is None:
 torch = pytest.importorskip("torch")
 fa4 = pytest.importorskip("maskq_cupy.fa4")
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.gpu
 
 HEADS = 4
 KEY_HEADS = {64: 2, 128: 1, 192: 4, 256: 4}  # by head_dim
