@@ -1,4 +1,4 @@
-"""FlashAttention-4's own code with ours, without a GPU: kernels compile, and lists are its lists."""
+"""FlashAttention-4's own code with ours, without a GPU: kernels compile, lists are its lists."""
 
 import importlib.util
 import os
