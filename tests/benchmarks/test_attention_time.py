@@ -187,3 +187,42 @@ def test_making_of_arguments(measure, torch, name, clock):
     else:
         sample = timing.wall_sample(make, timing.CALLS)
     measure(f"columns and lists, {clock}", sample, n=case.n, case=name)
+
+
+# A step of a model
+
+
+@pytest.mark.parametrize("way", ["our mask", "the model's own"])
+def test_step_of_transformers(measure, torch, way):
+    """A small Llama on packed documents, forward and backward, in wall time: its mask is made in
+    each step from what it is given, cu_seqlens or position ids that start anew."""
+    transformers = pytest.importorskip("transformers")
+    from maskq_cupy import flex
+
+    case = Case(torch, "causal documents, 32 K")
+    config = transformers.LlamaConfig(
+        vocab_size=1024, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4,
+        num_attention_heads=16, num_key_value_heads=16, attn_implementation="flex_attention",
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).to("cuda", torch.bfloat16)
+    token_ids = torch.randint(0, 1024, (1, case.n), device="cuda")
+    position = torch.arange(case.n, device="cuda")
+    starts = torch.repeat_interleave(case.cu[:-1], case.cu.diff())
+    given = {"input_ids": token_ids, "position_ids": (position - starts)[None], "use_cache": False}
+
+    def logits(way):
+        mask = flex.packed_block_mask(*case.pack) if way == "our mask" else None
+        return model(**given, attention_mask=mask).logits
+
+    def step():
+        model.zero_grad()
+        logits(way).float().square().mean().backward()
+
+    with torch.no_grad():
+        ours, own = logits("our mask"), logits("the model's own")
+    scale = own.abs().max().item()
+    torch.testing.assert_close(ours, own, atol=2e-2 * scale, rtol=2e-2)
+    del ours, own
+    step()
+    sample = timing.wall_sample(step, calls=3)
+    measure("step of transformers, wall", sample, rounds=5, n=case.n, way=way)
