@@ -57,18 +57,25 @@ def block_mask(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    tensor = _on_gpu(columns, "columns")
+    block_size = checks.check_block_size(block_size)
+    tensor, lists = tile_lists(columns, q_token_num, block_size)
+    return _of_lists(lists, tensor, q_token_num, block_size)
+
+
+def tile_lists(
+    columns: Any, q_token_num: int, block_size: tuple[int, int]
+) -> tuple[torch.Tensor, Blocks]:
+    """Return the columns as a tensor, and their lists as `block_mask` holds them."""
+    tensor = on_gpu(columns, "columns")
     row_num = checks.check_int(q_token_num, "q_token_num")
     column_num = checks.check_columns_form(_dtype(tensor), tensor.shape)
-    block_size = checks.check_block_size(block_size)
     parts, scratch_start, words = _layout(row_num, column_num, block_size)
     memory = torch.empty(words, dtype=torch.int32, device=tensor.device)
     first = memory.data_ptr()
     pointers = Blocks(*[first + 4 * start for _, _, start in parts])
     scratch = first + 4 * scratch_start
     write_lists(tensor, row_num, block_size, pointers, scratch, _current_stream(tensor))
-    lists = Blocks(*[memory.as_strided(*part) for part in parts])
-    return _of_lists(lists, tensor, row_num, block_size)
+    return tensor, Blocks(*[memory.as_strided(*part) for part in parts])
 
 
 def packed_block_mask(
@@ -96,19 +103,27 @@ def packed_block_mask(
     Three or four launches on torch's current stream; no synchronisation unless under
     ``validate=True``. Memory and errors are those of ``block_mask``.
     """
-    cuts_k = _on_gpu(cu_seqlens_k, "cu_seqlens_k")
+    columns = packed_columns(cu_seqlens_q, cu_seqlens_k, kv_token_num, rule)
+    return block_mask(columns, q_token_num, block_size)
+
+
+def packed_columns(
+    cu_seqlens_q: Any, cu_seqlens_k: Any, kv_token_num: int, rule: dict[str, Any]
+) -> torch.Tensor:
+    """Return the columns of a packed batch, in torch's memory and on torch's current stream."""
+    cuts_k = on_gpu(cu_seqlens_k, "cu_seqlens_k")
     column_num = checks.check_int(kv_token_num, "kv_token_num")
     columns = torch.empty((column_num, 2), dtype=torch.int32, device=cuts_k.device)
     scratch = None
     if rule.get("attn_mask_kv") is not None:
-        intervals = rule["attn_mask_kv"] = _on_gpu(rule["attn_mask_kv"], "attn_mask_kv")
+        intervals = rule["attn_mask_kv"] = on_gpu(rule["attn_mask_kv"], "attn_mask_kv")
         nbytes = plan.scratch_nbytes(intervals.numel() // 2)
         scratch = torch.empty(nbytes, dtype=torch.uint8, device=cuts_k.device)
     get_attn_mask_q(
         cu_seqlens_q, cuts_k, kv_token_num=column_num, out=columns, scratch=scratch,
         stream=_current_stream(cuts_k), **rule,
     )  # fmt: skip
-    return block_mask(columns, q_token_num, block_size)
+    return columns
 
 
 def as_block_mask(
@@ -178,7 +193,7 @@ def _tensor(array: Any) -> Any:
     return array if isinstance(array, torch.Tensor) else torch.from_dlpack(array)
 
 
-def _on_gpu(array: Any, name: str) -> Any:
+def on_gpu(array: Any, name: str) -> Any:
     """Return the array as a tensor, which must be on a GPU."""
     if not hasattr(array, "__dlpack__"):
         raise TypeError(f"{name} must be a torch tensor on a GPU, got {type(array).__name__}")

@@ -137,3 +137,19 @@ def test_baselines_compile(arch):
     finally:
         assert nvrtc.getProgramLog(program).strip("\0\n ") == ""
         nvrtc.destroyProgram(program)
+
+
+def test_attention_in_a_table_and_a_goal():
+    """Ways that were not there are left out, and a direction that one does not have."""
+    case, n = "window, 128 K", 2**17
+    of_run = stored(
+        run("attention forward", 3300.0, "attention", n=n, case=case, way="FA4, our lists"),
+        run("attention backward", 7430.0, "attention", n=n, case=case, way="FA4, our lists"),
+        run("attention forward", 2050.0, "attention", n=n, case=case, way="FA4 varlen"),
+        run("columns and lists, GPU", 16.5, "attention", n=n, case=case),
+    )
+    head, _, row = report.attention_table(report.Runs(of_run)).splitlines()
+    assert head.split(" | ")[3:5] == ["FA4, our lists", "flex, our lists"]
+    assert row == "| window, 128 K | 16.5 |  | 3.30 / 7.43 |  | 2.05 / - |  |  |"
+    goal = verdicts(of_run)["layer", "columns and lists, of a forward pass of FA4"]
+    assert goal == ("0.500 %", case, "reached")
