@@ -65,8 +65,12 @@ class Call:
                 given.append(facts)
             inputs[name] = facts
         self.inputs, self._given = inputs, given
-        if out is not None or scratch is not None:
+        if scratch is not None or type(out) is dict:
             self._find_targets(scratch)
+        elif out is not None:
+            facts = facts_on_gpu(out, "out", launch, current)
+            self.targets = {"out": facts}
+            given.append(facts)
         in_order = launch == current
         for facts in given:
             if facts.device != device:
@@ -141,7 +145,9 @@ class Call:
         """The same of columns; the form of `out` is checked already, where N is taken from it."""
         if self.out is None:
             return self._new("int32", (column_num, 2))
-        return self.target("out", 8)
+        target = self.targets["out"]
+        checks.check_target("out", target, 8, self.inputs)
+        return target.pointer
 
     def target(self, name: str, alignment: int) -> int:
         """Return the address of an array to write, whose form is checked."""
