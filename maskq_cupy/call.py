@@ -48,7 +48,10 @@ class Call:
         array, or a dict of some by name."""
         self.out, self._device_before = out, device_before
         self.device = device = gpu.current_device()
-        self._current = launch = current = streams.current_stream(device)
+        current = gpu.get_current_stream(device).ptr
+        if current == 1:
+            current = streams.LEGACY_STREAM
+        self._current = launch = current
         if stream is not None:
             launch = streams.launch_stream(stream)
         self._launch = launch
