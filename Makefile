@@ -49,8 +49,8 @@ quick: $(FOR_TEST) ## run each kernel once and what takes no time: half a minute
 test-gpu: $(FOR_TEST) ## run the tests that need a GPU, and no others
 	$(BIN)/python -m pytest -m gpu
 
-mutants: $(FOR_TEST) ## break the kernels on purpose and see that the tests notice, minutes
-	$(BIN)/python tests/mutants.py
+mutants: $(FOR_TEST) ## break changed kernels: the tests must notice; MUTANTS=--all: minutes
+	$(BIN)/python tests/mutants.py --jobs $(JOBS) $(MUTANTS)
 
 CALLS ?= 1000000
 soak: $(FOR_TEST) ## call a million times (on a GPU): memory and time are steady; CALLS=...
