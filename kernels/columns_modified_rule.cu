@@ -23,15 +23,15 @@
 //                         UTE     0  1  2  2  4
 //                         LTS     3  3  4  5  5
 //
-// Distances and sizes are saturated to INT32_MAX, which reaches past every sequence, so that no sum
-// leaves 32 bits. For valid input every step is exact; for any other, unsigned wrap-around gives some
-// number and no undefined behaviour.
+// Distances and sizes are at most INT32_MAX, which reaches past every sequence. So no sum leaves 32 bits.
+// For valid input every step is exact. For any other input, unsigned numbers wrap around: the result is
+// some number, and nothing is undefined.
 //
-// A warp writes some columns in a row (column_tiles.cuh). It looks their sequences up in one window
-// and their spans in another (sequences.cuh): a span ends in front of the next as a sequence does,
-// and the first one that ends behind a column is the only one that may hold it. So any number of
-// spans costs what as many sequences cost. Preconditions: columns is 8-byte aligned; grid covers all
-// pairs. Moves 8 * N bytes out, the cuts and the spans in.
+// A warp writes some columns in a row (column_tiles.cuh). It finds their sequences in one window, and
+// their spans in another (sequences.cuh). Spans are found by their ends, as sequences are: of all spans,
+// only the first that ends behind a column may hold it. So spans cost what as many sequences cost.
+// Preconditions: columns is 8-byte aligned; the grid covers all pairs. Moves 8 * N bytes out, the cuts
+// and the spans in.
 
 #include "column_sequences.cuh"
 #include "column_tiles.cuh"
@@ -107,23 +107,24 @@ struct Finder {
     }
 };
 
-// Returns (LTS, UTE) of a column of the sequence. The span is the first that ends behind the column.
+// Returns (LTS, UTE) of a column of the sequence. The span is the first that ends behind the column;
+// it is not asked for if no column of the warp is in one.
 __device__ int2 bounds(
     const Rule& rule, const ColumnSequences::Sequence& sequence, const ColumnSpans::Sequence& span,
-    unsigned column)
+    unsigned column, bool is_asked = true)
 {
     unsigned j = column - sequence.kv_start, q_len = sequence.q_end - sequence.q_start;
     unsigned row_end = rule.is_top_left ? q_len : sequence.end - sequence.kv_start;
-    bool is_sink = j < rule.sinks;
     int first = (int)(j - rule.right);
+    unsigned behind = j + rule.left + 1;
     if (rule.blocks.size > 0) first = (int)rule.blocks.start_of(j);
-    unsigned behind = is_sink ? NO_END : j + rule.left + 1;
     if (rule.chunks.size > 0) {
-        unsigned start = rule.chunks.start_of(j), end = start + rule.chunks.size;
+        unsigned start = rule.chunks.start_of(j);
         first = max(first, (int)start);
-        behind = min(behind, is_sink ? NO_END : end);
+        behind = min(behind, start + rule.chunks.size);
     }
-    if (span.start <= column) {
+    if (j < rule.sinks) behind = NO_END;
+    if (is_asked && span.start <= column) {
         first = min(first, (int)(max(span.start, sequence.kv_start) - sequence.kv_start));
         behind = max(behind, min(span.end, sequence.end) - sequence.kv_start);
     }
@@ -171,10 +172,14 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_modified_
         unsigned last = min(start - lead + 2 * WARP_THREADS - 1, tile.warp_columns.last);
         unsigned at = start + 2 * lane, column = at - lead;  // -1 in front of a half pair
         int2 pair[2];
-        // Mostly the columns are in the sequence of those before, and no other span is nearer.
-        if (last < min(of_sequences.sequence.end, of_spans.sequence.end)) {
+        // Mostly the columns are in the sequence of those before, and no span or one holds them all.
+        ColumnSpans::Sequence near = of_spans.sequence;
+        if (last < min(of_sequences.sequence.end, near.start)) {
             for (unsigned i = 0; i < 2; ++i)
-                pair[i] = bounds(rule, of_sequences.sequence, of_spans.sequence, column + i);
+                pair[i] = bounds(rule, of_sequences.sequence, near, column + i, false);
+        } else if (last < min(of_sequences.sequence.end, near.end)) {
+            for (unsigned i = 0; i < 2; ++i)
+                pair[i] = bounds(rule, of_sequences.sequence, near, column + i);
         } else {
             unsigned two[2] = {min(max(at, lead) - lead, last), min(column + 1, last)};
             ColumnSequences::Sequence sequence[2];
@@ -183,7 +188,9 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_modified_
             of_spans.warp_find({first, last}, two, span);
             for (unsigned i = 0; i < 2; ++i) pair[i] = bounds(rule, sequence[i], span[i], column + i);
         }
-        store_pair(tile.columns, column, tile.column_num, pair[0], pair[1]);
+        bool is_whole = last - first == 2 * WARP_THREADS - 1;  // all 32 pairs: no lane tests its own
+        if (is_whole) store_whole_pair(tile.columns, column, pair[0], pair[1]);
+        else store_pair(tile.columns, column, tile.column_num, pair[0], pair[1]);
         first = last + 1;
         start += 2 * WARP_THREADS;
     }

@@ -78,7 +78,7 @@ __device__ void warp_mark(
         if (first >= tokens.num) continue;
         if (lane == 0) starts[first / WORD_BITS] = start_bits;
         if (tokens.of_spans) {
-            bool is_stop = begins && token > 0 && before[i] != tokens.other_id;
+            bool is_stop = begins && before[i] != tokens.other_id;  // at token 0 of no span
             end_bits = __ballot_sync(FULL_MASK, is_stop);
             if (lane == 0) stops[first / WORD_BITS] = end_bits;
         }

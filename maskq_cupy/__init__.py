@@ -25,7 +25,7 @@ from maskq_cupy.plan import (
     tree_scratch_nbytes,
 )
 from maskq_cupy.plan_cu_seqlens import cu_seqlens_scratch_nbytes
-from maskq_cupy.reference import Blocks, CuSeqlens
+from maskq_cupy.reference import Blocks, CuSeqlens, TreeOrder, tree_order
 from maskq_cupy.shards import needed_keys, shard_columns
 from maskq_cupy.tree import tree_attn_mask_q
 
@@ -34,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Blocks",
     "CuSeqlens",
+    "TreeOrder",
     "blocks_scratch_nbytes",
     "cp",
     "cu_seqlens_from_ids",
@@ -55,6 +56,7 @@ __all__ = [
     "to_dense",
     "to_four_columns",
     "tree_attn_mask_q",
+    "tree_order",
     "tree_scratch_nbytes",
     "warm_up",
 ]

@@ -185,9 +185,9 @@ def _cu_seqlens(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     q_lens, k_lens, ids = options.q_lens, options.k_lens, options.ids
     if (ids is None) == (q_lens is None and k_lens is None):
         raise ValueError("give --q-lens and --k-lens, or --ids")
-    if ids is not None:  # equal neighbours are one document
-        changes = np.flatnonzero(np.diff(ids)) + 1
-        cu_seqlens = np.array([0, *changes, *[len(ids)] * bool(ids)])
+    if ids is not None:
+        padded = reference.cu_seqlens_from_ids(ids, max(len(ids), 1))
+        cu_seqlens = np.unique(padded)  # without the empty documents at the end
         return cu_seqlens, cu_seqlens
     q_lens, k_lens = q_lens or [], k_lens or []
     if len(q_lens) != len(k_lens) or min(q_lens + k_lens, default=0) < 0:

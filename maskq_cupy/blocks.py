@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 from maskq_cupy import checks, gpu, plan
-from maskq_cupy.call import Call, columns_of
+from maskq_cupy.call import Call, check_columns, columns_of
 from maskq_cupy.facts import Facts
 from maskq_cupy.reference import Blocks
 
@@ -18,6 +18,7 @@ def to_blocks(
     out: Blocks | None = None,
     scratch: Any = None,
     stream: Any = None,
+    validate: bool = False,
 ) -> Blocks:
     """Return which tiles of the mask are full and which are partial, by row and by column tile.
 
@@ -35,6 +36,8 @@ def to_blocks(
             ``blocks_scratch_nbytes(Q, N, block_size)`` bytes; allocated if None. Needed in a graph
             capture only.
         stream: the launch stream, as in ``get_attn_mask_q``.
+        validate: require of each column that 0 <= UTE <= LTS <= Q, at the cost of a wait. Otherwise
+            bounds are clipped to the Q rows.
 
     Returns:
         Blocks of int32 cupy.ndarray, shapes (1, 1, Qt) and (1, 1, Qt, Nt) for the ``kv_*`` and
@@ -54,6 +57,8 @@ def to_blocks(
     with Call({"columns": columns}, named, scratch, stream) as call:
         source = columns_of(call)
         column_num = source.shape[-2]
+        if validate:
+            check_columns(call, source, row_num)
         shapes = plan.block_shapes(*plan.tile_grid(row_num, column_num, block_size))
         if out is None:
             out, lists = _new_lists(call, shapes)

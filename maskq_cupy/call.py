@@ -48,7 +48,10 @@ class Call:
         array, or a dict of some by name."""
         self.out, self._device_before = out, device_before
         self.device = device = gpu.current_device()
-        self._current = launch = current = streams.current_stream(device)
+        current = gpu.get_current_stream(device).ptr
+        if current == 1:
+            current = streams.LEGACY_STREAM
+        self._current = launch = current
         if stream is not None:
             launch = streams.launch_stream(stream)
         self._launch = launch
@@ -65,8 +68,12 @@ class Call:
                 given.append(facts)
             inputs[name] = facts
         self.inputs, self._given = inputs, given
-        if out is not None or scratch is not None:
+        if scratch is not None or type(out) is dict:
             self._find_targets(scratch)
+        elif out is not None:
+            facts = facts_on_gpu(out, "out", launch, current)
+            self.targets = {"out": facts}
+            given.append(facts)
         in_order = launch == current
         for facts in given:
             if facts.device != device:
@@ -141,7 +148,9 @@ class Call:
         """The same of columns; the form of `out` is checked already, where N is taken from it."""
         if self.out is None:
             return self._new("int32", (column_num, 2))
-        return self.target("out", 8)
+        target = self.targets["out"]
+        checks.check_target("out", target, 8, self.inputs)
+        return target.pointer
 
     def target(self, name: str, alignment: int) -> int:
         """Return the address of an array to write, whose form is checked."""
@@ -240,6 +249,12 @@ def columns_of(call: Call, check_form: Callable[..., int] = checks.check_columns
     checks.check_contiguous("columns", columns)
     checks.check_aligned("columns", columns, 8)
     return columns
+
+
+def check_columns(call: Call, columns: Facts, row_num: int) -> None:
+    """Read columns back and check that they are bounds of so many rows; waits."""
+    host = call.read_back(columns, slice(0, None), "validate=True waits for the GPU")
+    checks.check_columns_values(host, row_num)
 
 
 def _all_on_host(inputs: dict[str, Any]) -> dict[str, Any]:

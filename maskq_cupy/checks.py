@@ -15,6 +15,7 @@ from maskq_cupy.rule import INT32_MAX
 
 INDEX_DTYPES = ("int32", "int64")
 FLAG_DTYPES = ("bool", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))
+COLUMNS = "int32 of shape (N, 2) or (1, 1, N, 2)"
 CU_SEQLENS = "int32 or int64 of shape (B + 1,)"
 INTERVALS = "int32 or int64 of shape (Q, 2) or (2 * Q,)"
 SPANS = "int32 or int64 of shape (S, 2)"
@@ -112,8 +113,20 @@ def check_columns_form(dtype: str, shape: Sequence[int], name: str = "columns") 
     """Require int32 of shape (N, 2), or (1, 1, N, 2) as FlashMask wants it; return N."""
     paired = len(shape) == 2 or (len(shape) == 4 and shape[0] == shape[1] == 1)
     if dtype != "int32" or not paired or shape[-1] != 2:
-        raise form_error(name, "int32 of shape (N, 2) or (1, 1, N, 2)", dtype, shape, ["int32"])
+        raise form_error(name, COLUMNS, dtype, shape, ["int32"])
     return shape[-2]
+
+
+def check_columns_values(columns: np.ndarray, row_num: int) -> None:
+    """Require bounds of rows that there are: 0 <= UTE <= LTS <= row_num, of every column."""
+    lts, ute = columns.reshape(-1, 2).T
+    wrong = np.flatnonzero((ute < 0) | (ute > lts) | (lts > row_num))
+    if wrong.size:
+        c = int(wrong[0])
+        raise ValueError(
+            f"columns must have 0 <= UTE <= LTS <= q_token_num = {row_num}, "
+            f"got [LTS, UTE] = [{lts[c]}, {ute[c]}] of column {c}"
+        )
 
 
 def check_dense_size(row_num: int, column_num: int, limit: int) -> None:
@@ -173,6 +186,24 @@ def check_parent_values(parent: np.ndarray) -> None:
             f"one's ancestors, got parent[{b}] = {parent[b]}, whose subtree ended before segment "
             f"{end} with parent[{end}] = {parent[end]}"
         )
+
+
+def check_tree(parent: np.ndarray) -> np.ndarray:
+    """Require the parents of a forest, in any order; return its depth-first order."""
+    num = len(parent)
+    astray = np.flatnonzero((parent < -1) | (parent >= num))
+    if astray.size:
+        b = int(astray[0])
+        raise ValueError(
+            f"parent must hold -1 or a segment in [0, {num}), got parent[{b}] = {parent[b]}"
+        )
+    order = forest.depth_first_order(parent)
+    if len(order) < num:
+        b = forest.member_of_cycle(parent, order)
+        raise ValueError(
+            f"parent must have no cycle, got one through segment {b}, parent[{b}] = {parent[b]}"
+        )
+    return order
 
 
 def full_form(segment_num: int) -> str:

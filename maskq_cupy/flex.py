@@ -19,8 +19,15 @@ def mask_mod(columns: Any) -> Callable[[Any, Any, Any, Any], Any]:
     Args:
         columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE]: a torch tensor, or
             anything with ``__dlpack__``. The function keeps it alive.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    bounds = _tensor(columns).view(-1, 2)
+    return _mask_mod(_columns(columns))
+
+
+def _mask_mod(columns: Any) -> Callable[[Any, Any, Any, Any], Any]:
+    bounds = columns.view(-1, 2)
 
     def shown(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         return (q_idx >= bounds[kv_idx, 1]) & (q_idx < bounds[kv_idx, 0])
@@ -50,18 +57,25 @@ def block_mask(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    tensor = _on_gpu(columns, "columns")
+    block_size = checks.check_block_size(block_size)
+    tensor, lists = tile_lists(columns, q_token_num, block_size)
+    return _of_lists(lists, tensor, q_token_num, block_size)
+
+
+def tile_lists(
+    columns: Any, q_token_num: int, block_size: tuple[int, int]
+) -> tuple[torch.Tensor, Blocks]:
+    """Return the columns as a tensor, and their lists as `block_mask` holds them."""
+    tensor = on_gpu(columns, "columns")
     row_num = checks.check_int(q_token_num, "q_token_num")
     column_num = checks.check_columns_form(_dtype(tensor), tensor.shape)
-    block_size = checks.check_block_size(block_size)
     parts, scratch_start, words = _layout(row_num, column_num, block_size)
     memory = torch.empty(words, dtype=torch.int32, device=tensor.device)
     first = memory.data_ptr()
     pointers = Blocks(*[first + 4 * start for _, _, start in parts])
     scratch = first + 4 * scratch_start
     write_lists(tensor, row_num, block_size, pointers, scratch, _current_stream(tensor))
-    lists = Blocks(*[memory.as_strided(*part) for part in parts])
-    return _of_lists(lists, tensor, row_num, block_size)
+    return tensor, Blocks(*[memory.as_strided(*part) for part in parts])
 
 
 def packed_block_mask(
@@ -89,19 +103,27 @@ def packed_block_mask(
     Three or four launches on torch's current stream; no synchronisation unless under
     ``validate=True``. Memory and errors are those of ``block_mask``.
     """
-    cuts_k = _on_gpu(cu_seqlens_k, "cu_seqlens_k")
+    columns = packed_columns(cu_seqlens_q, cu_seqlens_k, kv_token_num, rule)
+    return block_mask(columns, q_token_num, block_size)
+
+
+def packed_columns(
+    cu_seqlens_q: Any, cu_seqlens_k: Any, kv_token_num: int, rule: dict[str, Any]
+) -> torch.Tensor:
+    """Return the columns of a packed batch, in torch's memory and on torch's current stream."""
+    cuts_k = on_gpu(cu_seqlens_k, "cu_seqlens_k")
     column_num = checks.check_int(kv_token_num, "kv_token_num")
     columns = torch.empty((column_num, 2), dtype=torch.int32, device=cuts_k.device)
     scratch = None
     if rule.get("attn_mask_kv") is not None:
-        intervals = rule["attn_mask_kv"] = _on_gpu(rule["attn_mask_kv"], "attn_mask_kv")
+        intervals = rule["attn_mask_kv"] = on_gpu(rule["attn_mask_kv"], "attn_mask_kv")
         nbytes = plan.scratch_nbytes(intervals.numel() // 2)
         scratch = torch.empty(nbytes, dtype=torch.uint8, device=cuts_k.device)
     get_attn_mask_q(
         cu_seqlens_q, cuts_k, kv_token_num=column_num, out=columns, scratch=scratch,
         stream=_current_stream(cuts_k), **rule,
     )  # fmt: skip
-    return block_mask(columns, q_token_num, block_size)
+    return columns
 
 
 def as_block_mask(
@@ -117,9 +139,31 @@ def as_block_mask(
         block_size: (rows, columns) of a tile, or one int for both.
 
     No launch, no copy.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
     """
+    tensor = _columns(columns)
+    row_num = checks.check_int(q_token_num, "q_token_num")
+    block_size = checks.check_block_size(block_size)
+    if not isinstance(blocks, Blocks):
+        raise TypeError(f"blocks must be a maskq_cupy.Blocks, got {type(blocks).__name__}")
     lists = Blocks(*map(_tensor, blocks))
-    return _of_lists(lists, _tensor(columns), q_token_num, checks.check_block_size(block_size))
+    shapes = plan.block_shapes(*plan.tile_grid(row_num, tensor.shape[-2], block_size))
+    for name, found, shape in zip(Blocks._fields, lists, shapes, strict=True):
+        if _dtype(found) != "int32" or found.shape != shape:
+            kind = ValueError if _dtype(found) == "int32" else TypeError
+            raise kind(
+                f"blocks.{name} must be int32 of shape {shape}, for {row_num} rows and "
+                f"{tensor.shape[-2]} columns in tiles of {block_size}, "
+                f"got {_dtype(found)} of shape {tuple(found.shape)}"
+            )
+        if found.device != tensor.device:
+            raise ValueError(
+                f"blocks.{name} must be where the columns are, on {tensor.device}, "
+                f"got a tensor on {found.device}"
+            )
+    return _of_lists(lists, tensor, row_num, block_size)
 
 
 def _of_lists(
@@ -129,15 +173,27 @@ def _of_lists(
         seq_lengths=(q_token_num, columns.shape[-2]),
         **lists._asdict(),
         BLOCK_SIZE=block_size,
-        mask_mod=mask_mod(columns),
+        mask_mod=_mask_mod(columns),
     )
+
+
+def _columns(columns: Any) -> Any:
+    """Return columns as a tensor, of a form that the mask can be read from, on any device."""
+    if not hasattr(columns, "__dlpack__"):
+        raise TypeError(f"columns must be {checks.COLUMNS}, got {type(columns).__name__}")
+    tensor = _tensor(columns)
+    checks.check_columns_form(_dtype(tensor), tensor.shape)
+    if not tensor.is_contiguous():
+        shape = tuple(tensor.shape)
+        raise ValueError(f"columns must be C-contiguous, got a strided view of shape {shape}")
+    return tensor
 
 
 def _tensor(array: Any) -> Any:
     return array if isinstance(array, torch.Tensor) else torch.from_dlpack(array)
 
 
-def _on_gpu(array: Any, name: str) -> Any:
+def on_gpu(array: Any, name: str) -> Any:
     """Return the array as a tensor, which must be on a GPU."""
     if not hasattr(array, "__dlpack__"):
         raise TypeError(f"{name} must be a torch tensor on a GPU, got {type(array).__name__}")

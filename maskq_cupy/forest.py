@@ -18,3 +18,31 @@ def subtree_ends(parent: np.ndarray) -> np.ndarray:
         inside[inside] = parents[ends[inside]] >= segment[inside]
         ends = np.where(inside, np.minimum(ends + 2**i, segment_num), ends)
     return ends
+
+
+def depth_first_order(parent: np.ndarray) -> np.ndarray:
+    """Return the segments in depth-first order, siblings in theirs; those on no root's tree miss.
+
+    parent: in [-1, B), in any order.
+    """
+    parents = parent.tolist()
+    first_child = [-1] * (len(parents) + 1)  # the roots are the children of -1, the last entry
+    next_sibling = [-1] * len(parents)
+    for b in reversed(range(len(parents))):
+        above = parents[b]
+        next_sibling[b], first_child[above] = first_child[above], b
+    order, stack = [], [first_child[-1]]
+    while stack:
+        b = stack.pop()
+        if b != -1:
+            order.append(b)
+            stack += next_sibling[b], first_child[b]
+    return np.array(order, np.int64)
+
+
+def member_of_cycle(parent: np.ndarray, order: np.ndarray) -> int:
+    """Return a segment that is its own ancestor, where the depth-first order misses some."""
+    b = int(np.setdiff1d(np.arange(len(parent)), order)[0])
+    for _ in range(len(parent)):
+        b = int(parent[b])
+    return b

@@ -3,11 +3,18 @@
 from typing import Any
 
 from maskq_cupy import checks, plan, tokens
-from maskq_cupy.call import Call, columns_of
+from maskq_cupy.call import Call, check_columns, columns_of
 from maskq_cupy.reference import DENSE_LIMIT
 
 
-def to_four_columns(columns: Any, q_token_num: int, *, out: Any = None, stream: Any = None) -> Any:
+def to_four_columns(
+    columns: Any,
+    q_token_num: int,
+    *,
+    out: Any = None,
+    stream: Any = None,
+    validate: bool = False,
+) -> Any:
     """Return the columns in the older form of FlashMask's operators.
 
     Args:
@@ -15,6 +22,8 @@ def to_four_columns(columns: Any, q_token_num: int, *, out: Any = None, stream: 
         q_token_num: number of query rows Q.
         out: int32, shape (N, 4) or (1, 1, N, 4), C-contiguous, on the GPU; is what is returned.
         stream: the launch stream, as in ``get_attn_mask_q``.
+        validate: require of each column that 0 <= UTE <= LTS <= Q, at the cost of a wait. Otherwise
+            bounds are clipped to the Q rows.
 
     Returns:
         int32 cupy.ndarray, shape (N, 4), columns [LTS, Q, 0, UTE]: hidden from the rows from LTS
@@ -30,6 +39,8 @@ def to_four_columns(columns: Any, q_token_num: int, *, out: Any = None, stream: 
     with Call({"columns": columns}, out, stream=stream) as call:
         source = columns_of(call)
         n = source.shape[-2]
+        if validate:
+            check_columns(call, source, row_num)
         four = call.result("int32", 16, (n, 4), (1, 1, n, 4))
         if n:
             call.run(plan.four_columns_launch(source.pointer, n, row_num, four))
@@ -69,7 +80,13 @@ def split_columns(
 
 
 def to_dense(
-    columns: Any, q_token_num: int, *, limit: int = DENSE_LIMIT, out: Any = None, stream: Any = None
+    columns: Any,
+    q_token_num: int,
+    *,
+    limit: int = DENSE_LIMIT,
+    out: Any = None,
+    stream: Any = None,
+    validate: bool = False,
 ) -> Any:
     """Return the mask as a matrix: does the row see the column?
 
@@ -79,6 +96,8 @@ def to_dense(
         limit: the most pairs of row and column to allow, a byte each.
         out: bool, shape (Q, N) or (1, 1, Q, N), C-contiguous, on the GPU; is what is returned.
         stream: the launch stream, as in ``get_attn_mask_q``.
+        validate: require of each column that 0 <= UTE <= LTS <= Q, at the cost of a wait. Otherwise
+            bounds are clipped to the Q rows.
 
     Returns:
         bool cupy.ndarray, shape (Q, N); or ``out``.
@@ -93,6 +112,8 @@ def to_dense(
     with Call({"columns": columns}, out, stream=stream) as call:
         source = columns_of(call)
         n = source.shape[-2]
+        if validate:
+            check_columns(call, source, row_num)
         checks.check_dense_size(row_num, n, limit)
         shown = call.result("bool", 1, (row_num, n), (1, 1, row_num, n))
         if row_num and n:

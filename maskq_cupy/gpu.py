@@ -11,6 +11,7 @@ cupy: Any = None
 runtime: Any = None  # cupy.cuda.runtime
 driver: Any = None  # cupy.cuda.driver
 ndarray: Any = None  # cupy.ndarray
+get_current_stream: Any = None  # cupy.cuda.get_current_stream
 
 _MISSING_CUPY = (
     "maskq_cupy computes on the GPU with CuPy, which is not installed: "
@@ -25,7 +26,7 @@ UNUSABLE_CACHE = (
 
 def require_cupy() -> Any:
     """Return the cupy module, or raise ImportError with one line that says what to do."""
-    global cupy, runtime, driver, ndarray
+    global cupy, runtime, driver, ndarray, get_current_stream
     if cupy is None:
         try:
             import cupy as found
@@ -34,6 +35,7 @@ def require_cupy() -> Any:
         except OSError as error:  # it makes the folder when it is imported
             raise ImportError(f"{UNUSABLE_CACHE} {error}") from None
         runtime, driver = found.cuda.runtime, found.cuda.driver
+        get_current_stream = found.cuda.get_current_stream
         ndarray, cupy = found.ndarray, found
     return cupy
 

@@ -83,6 +83,16 @@ def host_parents(parent: Any, segment_num: int) -> np.ndarray:
     return parents
 
 
+def host_tree(parent: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Check a list or host array of parents in any order; return it, and the depth-first order."""
+    expected = "int32 or int64 of shape (B,)"
+    array = host_array("parent", parent, expected)
+    if str(array.dtype) not in checks.INDEX_DTYPES or array.ndim != 1:
+        raise checks.form_error("parent", expected, str(array.dtype), array.shape)
+    parents = array.astype(np.int64)
+    return parents, checks.check_tree(parents)
+
+
 def host_flags(full: Any, segment_num: int) -> np.ndarray:
     """Check the form of a list or host array of flags; return which are set."""
     array = host_array("full", full, checks.full_form(segment_num))

@@ -12,7 +12,9 @@ from maskq_cupy.facts import Facts
 
 def asked_column_num(call: Call, kv_token_num: Any) -> int | None:
     """Return the number of columns that `kv_token_num` or `out` say, or None."""
-    column_num = None if kv_token_num is None else checks.check_token_num(kv_token_num)
+    column_num = kv_token_num
+    if column_num is not None:
+        column_num = checks.check_int(column_num, "kv_token_num", 0, "an int or None")
     if call.out is None:
         return column_num
     target = call.targets["out"]

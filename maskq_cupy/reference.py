@@ -186,6 +186,56 @@ def tree_attn_mask_q(
     return np.stack([lts, ute], axis=1).astype(np.int32)
 
 
+class TreeOrder(NamedTuple):
+    """A forest's segments in depth-first order: what `tree_order` returns."""
+
+    order: np.ndarray
+    parent: np.ndarray
+    inverse: np.ndarray
+
+
+def tree_order(parent: Any) -> TreeOrder:
+    """Return the depth-first order of segments in any order, as draft trees come level by level.
+
+    ``tree_attn_mask_q`` wants the segments in depth-first order: what is given of each, as
+    ``x[order]`` puts it there, and ``y[inverse]`` brings what came out back to the given order.
+
+    Args:
+        parent: int32 or int64, shape (B,), on the host: each segment's parent, -1 for a root.
+            Parents may stand before or behind their children.
+
+    Returns:
+        TreeOrder of int64, shape (B,) each: ``order``, the segments' numbers in depth-first order,
+        siblings in the order given; ``parent``, the parents of the segments in this order, by
+        their numbers in it; ``inverse``, the place of each segment in it.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came; of a cycle, a
+            member.
+
+    Two answers to a prompt, and then what goes on from each of them:
+
+    >>> order, parent, inverse = tree_order([-1, 0, 0, 1, 2])
+    >>> order, parent
+    (array([0, 1, 3, 2, 4]), array([-1,  0,  1,  0,  3]))
+    >>> order[inverse]
+    array([0, 1, 2, 3, 4])
+
+    Of segments of several tokens each, the tokens are put in order so:
+
+    >>> lengths = np.array([2, 1, 3, 2, 1])
+    >>> starts = np.cumsum(lengths) - lengths
+    >>> cu_seqlens = np.cumsum([0, *lengths[order]])
+    >>> np.arange(cu_seqlens[-1]) + np.repeat(starts[order] - cu_seqlens[:-1], lengths[order])
+    array([0, 1, 2, 6, 7, 3, 4, 5, 8])
+    """
+    parents, order = host.host_tree(parent)
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    above = parents[order]
+    return TreeOrder(order, np.where(above == -1, -1, inverse[above]), inverse)
+
+
 def excess_pairs(cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any) -> int:
     """Return how many (row, key) pairs the columns of intervals show beyond them.
 
@@ -269,7 +319,11 @@ class Blocks(NamedTuple):
 
 
 def to_blocks(
-    columns: Any, q_token_num: int, block_size: int | tuple[int, int] = (128, 128)
+    columns: Any,
+    q_token_num: int,
+    block_size: int | tuple[int, int] = (128, 128),
+    *,
+    validate: bool = False,
 ) -> Blocks:
     """Return which tiles of the mask are full and which are partial, by row and by column tile.
 
@@ -280,6 +334,8 @@ def to_blocks(
         columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on the host.
         q_token_num: number of query rows Q, those of padding included.
         block_size: (rows, columns) of a tile, or one int for both.
+        validate: require of each column that 0 <= UTE <= LTS <= Q. Otherwise bounds are clipped
+            to the Q rows.
 
     Returns:
         Blocks of int32, shapes (1, 1, Qt) and (1, 1, Qt, Nt) for the ``kv_*`` and (1, 1, Nt) and
@@ -296,8 +352,8 @@ def to_blocks(
     >>> blocks.full_kv_num_blocks.tolist(), blocks.full_kv_indices.tolist()
     ([[[0, 1, 1]]], [[[[0, 0], [0, 0], [0, 0]]]])
     """
-    lts, ute = _host_columns(columns)
     row_num = checks.check_int(q_token_num, "q_token_num")
+    lts, ute = _host_columns(columns, row_num if validate else None)
     block_q, block_k = checks.check_block_size(block_size)
     live = _live_row_tiles(lts, ute, row_num, block_q, block_k)
     full = _full_row_tiles(lts, ute, row_num, block_q, block_k)
@@ -305,10 +361,12 @@ def to_blocks(
     return Blocks(*_listed(partial.T), *_listed(full.T), *_listed(partial), *_listed(full))
 
 
-def _host_columns(columns: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return LTS and UTE, int64."""
-    array = np.asarray(columns)
+def _host_columns(columns: Any, checked_rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return LTS and UTE, int64; checked to be bounds of so many rows, unless that is None."""
+    array = host.host_array("columns", columns, checks.COLUMNS)
     checks.check_columns_form(str(array.dtype), array.shape)
+    if checked_rows is not None:
+        checks.check_columns_values(array, checked_rows)
     lts, ute = array.reshape(-1, 2).T.astype(np.int64)
     return lts, ute
 
@@ -350,12 +408,14 @@ def _listed(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return count[None, None], ascending[None, None]
 
 
-def to_four_columns(columns: Any, q_token_num: int) -> np.ndarray:
+def to_four_columns(columns: Any, q_token_num: int, *, validate: bool = False) -> np.ndarray:
     """Return the columns in the older form of FlashMask's operators.
 
     Args:
         columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on the host.
         q_token_num: number of query rows Q.
+        validate: require of each column that 0 <= UTE <= LTS <= Q. Otherwise bounds are clipped
+            to the Q rows.
 
     Returns:
         int32, shape (N, 4), columns [LTS, Q, 0, UTE]: hidden from the rows from LTS up to Q, and
@@ -368,19 +428,23 @@ def to_four_columns(columns: Any, q_token_num: int) -> np.ndarray:
     array([[2, 2, 0, 0],
            [2, 2, 0, 1]], dtype=int32)
     """
-    lts, ute = _host_columns(columns)
     row_num = checks.check_int(q_token_num, "q_token_num")
+    lts, ute = _host_columns(columns, row_num if validate else None)
     four = [lts, np.full_like(lts, row_num), np.zeros_like(lts), ute]
     return np.stack(four, axis=1).astype(np.int32)
 
 
-def to_dense(columns: Any, q_token_num: int, *, limit: int = DENSE_LIMIT) -> np.ndarray:
+def to_dense(
+    columns: Any, q_token_num: int, *, limit: int = DENSE_LIMIT, validate: bool = False
+) -> np.ndarray:
     """Return the mask as a matrix: does the row see the column?
 
     Args:
         columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on the host.
         q_token_num: number of query rows Q.
         limit: the most pairs of row and column to allow, a byte each.
+        validate: require of each column that 0 <= UTE <= LTS <= Q. Otherwise bounds are clipped
+            to the Q rows.
 
     Returns:
         bool, shape (Q, N).
@@ -393,8 +457,8 @@ def to_dense(columns: Any, q_token_num: int, *, limit: int = DENSE_LIMIT) -> np.
            [1, 1, 0],
            [0, 1, 1]])
     """
-    lts, ute = _host_columns(columns)
     row_num = checks.check_int(q_token_num, "q_token_num")
+    lts, ute = _host_columns(columns, row_num if validate else None)
     checks.check_dense_size(row_num, len(lts), limit)
     row = np.arange(row_num)[:, None]
     return (row >= ute) & (row < lts)

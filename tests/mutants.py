@@ -139,16 +139,15 @@ MUTANTS = [
     Mutant(MODIFIED, "if (s >= batch) return {NO_END, NO_END};", "", "bound", "address"),
     Mutant(MODIFIED, "if (s >= batch) return {NO_END, NO_END};", "if (s >= batch) return {NO_END, 0};", "padding"),
     Mutant(MODIFIED, "rule.is_top_left ? q_len : sequence.end - sequence.kv_start", "sequence.end - sequence.kv_start", "align"),
-    Mutant(MODIFIED, "is_sink = j < rule.sinks", "is_sink = j <= rule.sinks", "off-by-one"),
+    Mutant(MODIFIED, "if (j < rule.sinks) behind = NO_END;", "if (j <= rule.sinks) behind = NO_END;", "off-by-one"),
+    Mutant(MODIFIED, "if (j < rule.sinks) behind = NO_END;", "", "sinks"),
     Mutant(MODIFIED, "first = (int)(j - rule.right);", "first = (int)j;", "right"),
     Mutant(MODIFIED, "if (rule.blocks.size > 0) first", "if (rule.blocks.size > 1) first = first; else first", "blocks"),
-    Mutant(MODIFIED, "is_sink ? NO_END : j + rule.left + 1;", "is_sink ? NO_END : j + rule.left;", "off-by-one"),
-    Mutant(MODIFIED, "is_sink ? NO_END : j + rule.left + 1;", "j + rule.left + 1;", "sinks"),
+    Mutant(MODIFIED, "unsigned behind = j + rule.left + 1;", "unsigned behind = j + rule.left;", "off-by-one"),
     Mutant(MODIFIED, "first = max(first, (int)start);", "first = (int)start;", "chunks"),
     Mutant(MODIFIED, "first = max(first, (int)start);", "", "chunks"),
-    Mutant(MODIFIED, "behind = min(behind, is_sink ? NO_END : end);", "behind = min(behind, end);", "sinks"),
-    Mutant(MODIFIED, "behind = min(behind, is_sink ? NO_END : end);", "", "chunks"),
-    Mutant(MODIFIED, "if (span.start <= column)", "if (span.start < column)", "bound"),
+    Mutant(MODIFIED, "behind = min(behind, start + rule.chunks.size);", "", "chunks"),
+    Mutant(MODIFIED, "is_asked && span.start <= column", "is_asked && span.start < column", "bound"),
     Mutant(MODIFIED, "max(span.start, sequence.kv_start) - sequence.kv_start", "span.start - sequence.kv_start", "clip"),
     Mutant(MODIFIED, "min(span.end, sequence.end) - sequence.kv_start", "span.end - sequence.kv_start", "clip"),
     Mutant(MODIFIED, "behind = max(behind, min(span.end", "behind = (min(span.end", "window"),
@@ -164,8 +163,10 @@ MUTANTS = [
     Mutant(MODIFIED, "of_sequences.window.range = block_narrow_sequences(of_sequences.window.source, tile.block_columns);", "of_sequences.window.range = {0, 0};", "range"),
     Mutant(MODIFIED, "start - lead + 2 * WARP_THREADS - 1", "start + 2 * WARP_THREADS - 1", "lead"),
     Mutant(MODIFIED, "at = start + 2 * lane, column = at - lead;", "at = start + 2 * lane, column = at;", "lead"),
-    Mutant(MODIFIED, "last < min(of_sequences.sequence.end, of_spans.sequence.end)", "last < of_sequences.sequence.end", "near"),
-    Mutant(MODIFIED, "last < min(of_sequences.sequence.end, of_spans.sequence.end)", "last < of_spans.sequence.end", "near"),
+    Mutant(MODIFIED, "last < min(of_sequences.sequence.end, near.start)", "last <= min(of_sequences.sequence.end, near.start)", "near"),
+    Mutant(MODIFIED, "last < min(of_sequences.sequence.end, near.start)", "last < near.start", "near"),
+    Mutant(MODIFIED, "last < min(of_sequences.sequence.end, near.end)", "last < of_sequences.sequence.end", "near"),
+    Mutant(MODIFIED, "last < min(of_sequences.sequence.end, near.end)", "last < near.end", "near"),
     Mutant(MODIFIED, "min(column + 1, last)};", "min(column, last)};", "pair"),
     Mutant(MODIFIED, "first = last + 1;\n        start", "first = last + 2;\n        start", "off-by-one"),
     # Tiles of columns
@@ -425,8 +426,7 @@ MUTANTS = [
     Mutant(RUNS, "token < tokens.num && tokens.begins(token", "tokens.begins(token", "bound"),
     Mutant(RUNS, "begins && (!tokens.of_spans || value[i] != tokens.other_id)", "begins", "text"),
     Mutant(RUNS, "if (first >= tokens.num) continue;", "", "bound", "address"),
-    Mutant(RUNS, "begins && token > 0 && before[i]", "begins && before[i]", "first"),
-    Mutant(RUNS, "before[i] != tokens.other_id;", "true;", "text"),
+    Mutant(RUNS, "begins && before[i] != tokens.other_id;", "begins;", "text"),
     Mutant(RUNS, "group.starts += (unsigned)__popc(start_bits);", "group.starts = (unsigned)__popc(start_bits);", "sum"),
     Mutant(RUNS, "group.end = first + WORD_BITS - 1 -", "group.end = first + WORD_BITS -", "off-by-one"),
     Mutant(RUNS, "min(first_tile + group_tiles, tile_num)", "first_tile + group_tiles", "clip"),
@@ -445,7 +445,7 @@ MUTANTS = [
     Mutant(RUNS, "run += (unsigned)__popc(starts & ((1u << lane) - 1));", "run += (unsigned)__popc(starts);", "count"),
     Mutant(RUNS, "lane >= distance) v += before", "lane > distance) v += before", "scan"),
     Mutant(RUNS, "warp_starts[2][WARPS]", "warp_starts[1][WARPS]", "size", "address"),
-    Mutant(RUNS, "warp_starts[round % 2][warp] = up_to;", "warp_starts[0][warp] = up_to;", "parity"),
+    Mutant(RUNS, "warp_starts[round % 2][warp] = up_to;", "warp_starts[0][warp] = up_to;", "parity", "thread"),
     Mutant(RUNS, "if (w < warp) before_warp +=", "if (w <= warp) before_warp +=", "bound"),
     Mutant(RUNS, "before += warp_starts[round % 2][w];", "", "carry"),
     Mutant(RUNS, "before_warp + up_to - in_word, first_token", "before_warp + up_to, first_token", "scan"),
@@ -576,19 +576,29 @@ OF_COLUMNS = Suite((RULE, MODIFIED, INTERVALS), run_columns)
 OF_MODIFIED = Suite((MODIFIED,), run_modified)
 
 
-def run_cu_seqlens(executable, by):
+def run_runs(executable, by):
     rng = np.random.default_rng(0)
-    part = 4 if by == "thread" else 1
-    for most_groups in (1024, 3):
-        some = test_cu_seqlens.Calls(most_groups)
-        for tokens in (40, 300, 3000) * (8 // part):
-            test_cu_seqlens.add_random_runs(some, rng, tokens)
-            some.add_mask(test_cu_seqlens.random_mask(rng, tokens), offset=8)
-            some.add_slots(test_cu_seqlens.random_slots(rng, 70, is_cut=True))
-        some.check(executable, SECONDS)
     if by != "thread":
         test_cu_seqlens.runs_around_edges().check(executable, SECONDS)
+    for most_groups in (1024, 3):
+        some = test_cu_seqlens.Calls(most_groups)
+        for tokens in (40, 300, 3000) if by == "thread" else (40, 300, 3000) * 5:
+            test_cu_seqlens.add_random_runs(some, rng, tokens)
+        if by == "thread":
+            test_cu_seqlens.add_many_groups(some, rounds=2)
+        some.check(executable, SECONDS)
+
+
+def run_padded(executable, by):
+    rng = np.random.default_rng(0)
+    if by != "thread":
         test_cu_seqlens.masks_around_edges().check(executable, SECONDS)
+    some = test_cu_seqlens.Calls()
+    for i in range(5 if by == "thread" else 20):
+        mask = test_cu_seqlens.random_mask(rng, (40, 300, 3000)[i % 3])
+        some.add_mask(mask, offset=8 * (i % 2))
+        some.add_slots(test_cu_seqlens.random_slots(rng, 70, is_cut=True))
+    some.check(executable, SECONDS)
 
 
 def run_splits(executable, by):
@@ -616,7 +626,8 @@ def run_shards(executable, by):
 
 OF_TILE_LISTS = Suite((TILES,), run_tile_lists)
 OF_SHARDS = Suite((SHARD,), run_shards)
-OF_CU_SEQLENS = Suite((RUNS, PADDED), run_cu_seqlens)
+OF_RUNS = Suite((RUNS,), run_runs)
+OF_PADDED = Suite((PADDED,), run_padded)
 OF_FORMS = Suite((FORMS,), run_splits)
 SUITES = {
     SEARCH: [OF_COLUMNS],
@@ -635,8 +646,8 @@ SUITES = {
     TILES: [OF_TILE_LISTS],
     CHUNKS: [OF_SHARDS],
     SHARD: [OF_SHARDS],
-    RUNS: [OF_CU_SEQLENS],
-    PADDED: [OF_CU_SEQLENS],
+    RUNS: [OF_RUNS],
+    PADDED: [OF_PADDED],
     FORMS: [OF_FORMS],
 }
 

@@ -57,7 +57,10 @@ def main():
     for segments in (1, 40, 1000, 20_000):
         lens = rng.integers(0, 4, segments)
         parent = cupy.asarray(random_parents(rng, segments), np.int32)
-        maskq_cupy.tree_attn_mask_q(parent, *[cupy.asarray(cuts(lens))] * 2)
+        cu = cupy.asarray(cuts(lens))
+        maskq_cupy.tree_attn_mask_q(parent, cu, cu)
+        for dtype in (bool, np.int16, np.int32, np.int64):
+            maskq_cupy.tree_attn_mask_q(parent, cu, cu, full=cupy.ones(segments, dtype))
     run_cu_seqlens(cupy, rng)
     for _ in range(100):
         given = hostile_pack(rng, 3000).on_gpu(cupy)

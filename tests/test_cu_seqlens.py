@@ -222,7 +222,7 @@ def random_tokens(rng, tokens, kind):
     lowest, highest = np.iinfo(dtype).min, np.iinfo(dtype).max
     shape = (int(rng.integers(0, tokens + 1)),)
     if rng.random() < 0.4:
-        length = int(rng.choice([1, 2, 31, 32, 33, tokens]))
+        length = int(rng.choice([1, 2, 31, 32, 33, max(tokens, 1)]))
         shape = (int(rng.integers(0, tokens // length + 1)), length)
     if rng.random() < 0.2:
         return rng.integers(0, 2, shape).astype(dtype)
@@ -374,6 +374,19 @@ def test_ids_give_the_mask_of_documents():
         np.testing.assert_array_equal(reference.to_dense(columns, len(ids)), expected)
 
 
+def test_ids_of_images_give_the_spans_of_the_rule():
+    """Text is causal; a token of an image sees all of its image too."""
+    rng = np.random.default_rng(4)
+    for _ in range(60):
+        ids = np.repeat(rng.integers(-1, 3, 12), rng.integers(1, 5, 12))
+        n, number = len(ids), np.cumsum(np.append(0, np.diff(ids) != 0))
+        spans = reference.spans_from_ids(ids, 14)
+        columns = reference.get_attn_mask_q([0, n], [0, n], spans=spans)
+        row, key = np.arange(n)[:, None], np.arange(n)
+        same_image = (number[:, None] == number) & (ids != -1)
+        np.testing.assert_array_equal(reference.to_dense(columns, n), (key <= row) | same_image)
+
+
 def test_a_padded_batch_gives_the_mask_of_each_row():
     rng = np.random.default_rng(2)
     for _ in range(60):
@@ -416,11 +429,11 @@ class Calls:
 
     def __init__(self, most_groups=plan_cu_seqlens.MOST_GROUPS):
         self._script, self._results, self._expected = emulator.Script(), [], []
-        self._most_groups = most_groups
+        self.most_groups = most_groups
 
     def _run(self, make, *arguments, **named):
         with emulator.planning(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plan_cu_seqlens, "MOST_GROUPS", self._most_groups)
+            patch.setattr(plan_cu_seqlens, "MOST_GROUPS", self.most_groups)
             launches = make(*arguments, **named)
         for launch in launches if isinstance(launches, list) else [launches]:
             self._script.launch(launch)
@@ -433,7 +446,7 @@ class Calls:
 
     def _scratch(self, token_num):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plan_cu_seqlens, "MOST_GROUPS", self._most_groups)
+            patch.setattr(plan_cu_seqlens, "MOST_GROUPS", self.most_groups)
             nbytes = plan_cu_seqlens.cu_seqlens_scratch_nbytes(token_num)
         return self._script.buffer(np.full(nbytes, 0x5A, np.uint8))
 
@@ -536,7 +549,23 @@ def runs_around_edges():
         calls.add_spans(alternating, size, 0)
         calls.add_spans(alternating, max(size // 4, 1), 1)
         calls.add_positions(np.zeros(size, np.int64), size + 5)
+    add_many_groups(calls)
     return calls
+
+
+def add_many_groups(calls, rounds=3):
+    """Add runs of more groups than a block has threads, and blocks that list in several rounds."""
+    rng = np.random.default_rng(8)
+    threads = emulator.SIZES.block_threads
+    ids = np.zeros(4 * threads * (threads + 9), np.int32)  # a group is 4 * threads tokens
+    ids[:5] = 3, 3, 4, 5, 5
+    calls.add_ids(ids, 5, padding_id=0)
+    calls.add_spans(ids, 5, 0)
+    calls.most_groups = 2
+    for rate in (0.001, 0.3):
+        ids = np.cumsum(rng.random(2 * 32 * threads * rounds) < rate) % 3
+        calls.add_ids(ids, len(ids))
+        calls.add_spans(ids, len(ids), 1)
 
 
 @needs_gxx
@@ -571,6 +600,9 @@ def masks_around_edges():
                     calls.add_mask(mask, offset)
     for at in (0, 9 * part, 9 * part + 17, 17 * part, 20 * part - 1):
         calls.add_mask(np.arange(20 * part)[None] == at)
+    calls.most_groups = 64
+    for at in (3, 37 * part):  # more parts than a warp has lanes
+        calls.add_mask(np.arange(40 * part)[None] == at)
     return calls
 
 
@@ -806,6 +838,7 @@ def test_gpu_replays_in_a_graph(cupy):
     cuts, spans = cupy.empty(most + 1, np.int32), cupy.empty((most, 2), np.int32)
     pair = cupy.empty((2, 5 * batch + 1), np.int32)
     columns, padded = cupy.empty((n, 2), np.int32), cupy.empty((n, 2), np.int32)
+    imaged = cupy.empty((n, 2), np.int32)
     parts = cupy.empty((batch, 1, n // batch, 2), np.int32)
     scratch = cupy.empty(maskq_cupy.cu_seqlens_scratch_nbytes(n), np.uint8)
 
@@ -813,6 +846,7 @@ def test_gpu_replays_in_a_graph(cupy):
         maskq_cupy.cu_seqlens_from_ids(ids, most, 0, out=cuts, scratch=scratch)
         maskq_cupy.spans_from_ids(ids, most, 0, out=spans, scratch=scratch)
         maskq_cupy.get_attn_mask_q(cuts, cuts, out=columns)
+        maskq_cupy.get_attn_mask_q(cuts, cuts, spans=spans, out=imaged)
         maskq_cupy.cu_seqlens_from_padding(mask, out=tuple(pair), scratch=scratch)
         maskq_cupy.get_attn_mask_q(*pair, out=padded)
         maskq_cupy.split_columns(padded, batch, n, out=parts)
@@ -842,8 +876,11 @@ def test_gpu_replays_in_a_graph(cupy):
             graph.launch()
             right = reference.cu_seqlens_from_ids(found, most, 0)
             same(cupy, cuts, right)
-            same(cupy, spans, reference.spans_from_ids(found, most, 0))
+            spans_right = reference.spans_from_ids(found, most, 0)
+            same(cupy, spans, spans_right)
             same(cupy, columns, reference.get_attn_mask_q(right, right, kv_token_num=n))
+            right = reference.get_attn_mask_q(right, right, None, n, spans=spans_right)
+            same(cupy, imaged, right)
             right = reference.get_attn_mask_q(*reference.cu_seqlens_from_padding(is_token))
             same(cupy, parts, reference.split_columns(right, batch, n))
 

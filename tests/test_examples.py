@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# That of several processes runs in test_ranks.py.
-EXAMPLES = sorted({*(ROOT / "examples").glob("*.py")} - {ROOT / "examples" / "context_parallel.py"})
+# That of several processes runs in test_ranks.py; that of transformers on the CPU too.
+LONG = [ROOT / "examples" / f"{name}.py" for name in ("context_parallel", "transformers_packed")]
+EXAMPLES = sorted({*(ROOT / "examples").glob("*.py")} - {*LONG})
 
 
 def skip_without(example):
@@ -39,12 +40,13 @@ def check_example(example):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1, done.stdout
     assert " as " in done.stdout
+    return done.stdout
 
 
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if "import reference" in e.read_text()])
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if "reference." in e.read_text()])
 def test_example_without_a_gpu(example):
     """Those that can also compute by the reference."""
-    pytest.importorskip("torch")
+    pytest.importorskip("paddle" if "import paddle" in example.read_text() else "torch")
     check_example(example)
 
 
@@ -54,8 +56,18 @@ def test_example_is_short_and_imports_what_there_is(example):
     check_form(example, lines=60)
 
 
-def test_example_of_several_processes():
-    check_form(ROOT / "examples" / "context_parallel.py", lines=120)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_example_of_transformers(device):
+    """Where there is a GPU it runs there, and otherwise on the CPU."""
+    pytest.importorskip("transformers")
+    if (device == "cuda") != pytest.importorskip("torch").cuda.is_available():
+        pytest.skip(f"the other device than {device} is used here")
+    assert f"on the {device}" in check_example(LONG[1])
+
+
+@pytest.mark.parametrize("example", LONG, ids=lambda path: path.stem)
+def test_long_example(example):
+    check_form(example, lines=120)
 
 
 def check_form(example, lines):
@@ -64,7 +76,8 @@ def check_form(example, lines):
     code = compile(text, str(example), "exec")
     assert "main" in code.co_names
     framework = "paddle" if "import paddle" in text else "torch"
-    for name in ("cupy", framework):
+    needed = ("cupy", framework, *(["transformers"] if "from transformers" in text else []))
+    for name in needed:
         pytest.importorskip(name)
     module = importlib.util.module_from_spec(
         importlib.util.spec_from_file_location(example.stem, example)

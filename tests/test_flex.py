@@ -198,6 +198,68 @@ def test_gpu_lists_lie_as_torchs_own(row_num, column_num):
     assert len({part.untyped_storage().data_ptr() for part in lists.values()}) == 1
 
 
+COLUMNS = torch.tensor([[6, 0], [6, 1], [6, 2], [6, 3], [6, 4], [6, 5]], dtype=torch.int32)
+FORM = "columns must be int32 of shape (N, 2) or (1, 1, N, 2), got"
+BAD_COLUMNS = [
+    (COLUMNS.long(), TypeError, f"{FORM} int64 of shape (6, 2)"),
+    (COLUMNS.float(), TypeError, f"{FORM} float32 of shape (6, 2)"),
+    (COLUMNS.repeat(1, 2), ValueError, f"{FORM} int32 of shape (6, 4)"),
+    (COLUMNS.T, ValueError, f"{FORM} int32 of shape (2, 6)"),
+    (COLUMNS.repeat(1, 2)[:, :2], ValueError,
+     "columns must be C-contiguous, got a strided view of shape (6, 2)"),
+    ([[6, 0]], TypeError, "columns must be int32 of shape (N, 2) or (1, 1, N, 2), got list"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("columns", "kind", "message"), BAD_COLUMNS)
+def test_columns_of_another_form_are_refused(columns, kind, message):
+    blocks = reference.to_blocks(COLUMNS.numpy(), 6, 2)
+    for call in (lambda: flex.mask_mod(columns), lambda: flex.as_block_mask(blocks, columns, 6, 2)):
+        with pytest.raises(kind) as raised:
+            call()
+        assert str(raised.value) == message
+
+
+def other_shape(name, shape, rows, columns, size, got):
+    return (
+        f"blocks.{name} must be int32 of shape {shape}, for {rows} rows and {columns} columns in "
+        f"tiles of {size}, got int32 of shape {got}"
+    )
+
+
+def other_lists(blocks):
+    """Arguments whose lists are those of another mask, and what is said of the first that is."""
+    two, three = (2, 2), (3, 3)
+    message = other_shape("kv_num_blocks", (1, 1, 2), 6, 6, three, (1, 1, 3))
+    yield (blocks, COLUMNS, 6, 3), message
+    message = other_shape("kv_num_blocks", (1, 1, 4), 8, 6, two, (1, 1, 3))
+    yield (blocks, COLUMNS, 8, 2), message
+    message = other_shape("kv_indices", (1, 1, 3, 2), 6, 4, two, (1, 1, 3, 3))
+    yield (blocks, COLUMNS[:4], 6, 2), message
+    short = blocks._replace(q_indices=blocks.q_indices[..., :2])
+    message = other_shape("q_indices", (1, 1, 3, 3), 6, 6, two, (1, 1, 3, 2))
+    yield (short, COLUMNS, 6, 2), message
+    elsewhere = torch.empty(1, 1, 3, 3, dtype=torch.int32, device="meta")
+    message = "blocks.q_indices must be where the columns are, on cpu, got a tensor on meta"
+    yield (blocks._replace(q_indices=elsewhere), COLUMNS, 6, 2), message
+
+
+def test_lists_of_another_mask_are_refused():
+    """Lists of other tiles show pairs that the mask does not."""
+    blocks = reference.to_blocks(COLUMNS.numpy(), 6, 2)
+    assert flex.as_block_mask(blocks, COLUMNS, 6, 2).shape == (1, 1, 6, 6)
+    for given, message in other_lists(blocks):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            flex.as_block_mask(*given)
+    wide = blocks._replace(kv_indices=blocks.kv_indices.astype("int64"))
+    with pytest.raises(TypeError, match=r"blocks\.kv_indices must be int32 of .* got int64 of"):
+        flex.as_block_mask(wide, COLUMNS, 6, 2)
+    with pytest.raises(TypeError, match=r"blocks must be a maskq_cupy\.Blocks, got tuple"):
+        flex.as_block_mask(tuple(blocks), COLUMNS, 6, 2)
+    with pytest.raises(TypeError, match="q_token_num must be an int, got float"):
+        flex.as_block_mask(blocks, COLUMNS, 6.0, 2)
+
+
 @pytest.mark.gpu
 def test_gpu_refuses_what_no_kernel_reads():
     good = torch.zeros(8, 2, dtype=torch.int32, device="cuda")
@@ -210,7 +272,8 @@ def test_gpu_refuses_what_no_kernel_reads():
         (good, -1, 128, "q_token_num must be in [0, 2**31 - 1], got -1"),
         (good, 8, (128, 0), "block_size must be in [1, 2**31 - 1], got 0"),
     ):
-        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        kind = TypeError if columns.dtype != torch.int32 else ValueError
+        with pytest.raises(kind, match=f"^{re.escape(message)}"):
             flex.block_mask(columns, row_num, block_size)
 
 

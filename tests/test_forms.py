@@ -88,6 +88,24 @@ def test_kernels(builds, sanitizer, count):
         np.testing.assert_array_equal(result, right)
 
 
+BOUNDS = [
+    ([3, 0], [4, 1], "[LTS, UTE] = [4, 1] of column 1"),
+    ([1, 2], [3, 0], "[LTS, UTE] = [1, 2] of column 0"),
+    ([3, -1], [3, 0], "[LTS, UTE] = [3, -1] of column 0"),
+]
+
+
+@pytest.mark.parametrize("name", ["to_four_columns", "to_dense", "to_blocks"])
+@pytest.mark.parametrize(("a", "b", "got"), BOUNDS)
+def test_bounds_of_other_rows_are_refused_under_validate(name, a, b, got):
+    columns = np.array([a, b], np.int32)
+    getattr(reference, name)(columns, 3)
+    with pytest.raises(ValueError, match="0 <= UTE <= LTS <= q_token_num = 3, got") as raised:
+        getattr(reference, name)(columns, 3, validate=True)
+    assert str(raised.value).endswith(got)
+    getattr(reference, name)(np.array([[3, 0], [2, 2]], np.int32), 3, validate=True)
+
+
 # On a GPU
 
 
@@ -159,3 +177,15 @@ def test_gpu_bad_arrays(cupy):
     within = memory[600:1200].reshape(300, 2)
     with pytest.raises(ValueError, match="out must not overlap"):
         maskq_cupy.to_four_columns(within, 9, out=memory[:1200].reshape(300, 4))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["to_four_columns", "to_dense", "to_blocks"])
+@pytest.mark.parametrize(("a", "b", "got"), BOUNDS)
+def test_gpu_validates_bounds(cupy, name, a, b, got):
+    columns = cupy.asarray([a, b], np.int32)
+    getattr(maskq_cupy, name)(columns, 3)
+    with pytest.raises(ValueError, match="0 <= UTE <= LTS <= q_token_num = 3, got") as raised:
+        getattr(maskq_cupy, name)(columns, 3, validate=True)
+    assert str(raised.value).endswith(got)
+    getattr(maskq_cupy, name)(cupy.asarray([[3, 0], [2, 2]], np.int32), 3, validate=True)

@@ -93,6 +93,8 @@ def dense_to_columns_and_back(columns, draw):
 
 def a_rule_shows_what_it_says(columns, draw):
     lens, rule = draw(lengths()), draw(rules())
+    if draw(st.booleans()):
+        rule = rule | {"spans": draw(spans(lens))}
     dense = oracle.visible(*sides(lens), **rule)
     found = columns(*pack_cuts(lens), **rule)
     np.testing.assert_array_equal(oracle.shown(found, len(dense)), dense)
@@ -147,7 +149,30 @@ def rules(sinks=True):
         found.append(
             st.fixed_dictionaries({"window": window, "num_sink_tokens": st.integers(0, 14)})
         )
-    return st.one_of(found)
+    return st.tuples(st.one_of(found), modifiers()).map(modified)
+
+
+def modifiers():
+    size = st.integers(1, 14) | st.sampled_from([2**31 - 1, 2**40])
+    align = st.sampled_from(["bottom_right", "top_left"])
+    return st.fixed_dictionaries(
+        {}, optional={"align": align, "causal_block": size, "chunk_size": size}
+    )
+
+
+def modified(drawn):
+    rule, more = drawn
+    if "causal" in rule:  # False
+        more.pop("causal_block", None)
+    return rule | more
+
+
+@st.composite
+def spans(draw, lens):
+    n = sum(kv_len for _, kv_len in lens)
+    num = draw(st.integers(0, 9))
+    ends = st.lists(st.integers(0, n), min_size=2 * num, max_size=2 * num)
+    return np.array(sorted(draw(ends)), np.int64).reshape(-1, 2)
 
 
 @st.composite

@@ -100,6 +100,15 @@ def test_no_spans_and_filling_change_nothing():
             np.testing.assert_array_equal(found, without)
 
 
+def test_spans_from_ids_are_spans():
+    """Filled up as they come; ids of images, -1 for text, over two sequences."""
+    ids = [-1, 4, 4, 4, -1, 5, 5, -1, 6]
+    spans = reference.spans_from_ids(ids, 6)
+    columns = reference.get_attn_mask_q([0, 6, 9], [0, 6, 9], spans=spans)
+    expected = oracle.visible([6, 3], [6, 3], spans=[(1, 4), (5, 7), (8, 9)])
+    np.testing.assert_array_equal(oracle.shown(columns, 9), expected)
+
+
 @pytest.mark.parametrize("wide", [2**31 - 1, 2**31, 2**62])
 def test_wide_sizes_do_not_overflow(wide):
     q, k = [0, 5, 6], [0, 8, 9]

@@ -36,6 +36,9 @@ def small_run(rule_us=2.0):
         run("read and fill", 2.0, n=n, bytes=16 * n),
         run("rule", rule_us, n=n, b=1, case="causal", scratch_bytes=0),
         run("rule", 1.6, n=n, b=64, case="window", scratch_bytes=0),
+        run("modified rule", 2.4, n=n, b=1, case="chunks"),
+        run("modified rule", 2.5, n=n, b=1, case="one span"),
+        run("modified rule", 3.0, n=n, b=1, case="1,000 spans"),
         run("intervals", 5.0, n=n, b=1, case="sorted", scratch_bytes=8 * n + 4096),
         run("published", 3000.0, n=n, b=1, case="causal"),
         run("published", 10_000.0, n=n, b=1, case="sorted"),
@@ -54,6 +57,10 @@ def verdicts(of_run):
 def test_goals():
     found = verdicts(small_run())
     assert found["G1", "rules over a fill"] == ("1.33", "N = 131,072, B = 1, causal", "reached")
+    modified = found["rules", "modified over plain, N up to 128 K"]
+    assert modified == ("1.50", "N = 131,072, B = 1, 1,000 spans", "reached")
+    assert found["rules", "1,000 spans over one"][::2] == ("1.20", "reached")
+    assert found["rules", "the same, N ≥ 16 M"][::2] == ("", "not measured")
     assert found["G2", "intervals over read and fill"][::2] == ("2.50", "reached")
     assert found["G3", "published over ours"] == ("1,500", "causal, N = 131,072", "reached")
     assert found["G5", "host: `out=` over a bare launch"][::2] == ("0.900", "reached")
@@ -130,3 +137,19 @@ def test_baselines_compile(arch):
     finally:
         assert nvrtc.getProgramLog(program).strip("\0\n ") == ""
         nvrtc.destroyProgram(program)
+
+
+def test_attention_in_a_table_and_a_goal():
+    """Ways that were not there are left out, and a direction that one does not have."""
+    case, n = "window, 128 K", 2**17
+    of_run = stored(
+        run("attention forward", 3300.0, "attention", n=n, case=case, way="FA4, our lists"),
+        run("attention backward", 7430.0, "attention", n=n, case=case, way="FA4, our lists"),
+        run("attention forward", 2050.0, "attention", n=n, case=case, way="FA4 varlen"),
+        run("columns and lists, GPU", 16.5, "attention", n=n, case=case),
+    )
+    head, _, row = report.attention_table(report.Runs(of_run)).splitlines()
+    assert head.split(" | ")[3:5] == ["FA4, our lists", "flex, our lists"]
+    assert row == "| window, 128 K | 16.5 |  | 3.30 / 7.43 |  | 2.05 / - |  |  |"
+    goal = verdicts(of_run)["layer", "columns and lists, of a forward pass of FA4"]
+    assert goal == ("0.500 %", case, "reached")

@@ -14,7 +14,7 @@ import maskq_cupy
 from maskq_cupy import checks, compiler, forest, plan, reference
 
 needs_gxx = pytest.mark.skipif(not emulator.available(), reason="g++ is not installed")
-EXAMPLE = Path(__file__).parent.parent / "examples" / "rl_prefix_tree.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 FLAGS = ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8")
@@ -164,6 +164,61 @@ def test_bad_order():
     with pytest.raises(ValueError, match="parent must be in depth-first order") as raised:
         reference.tree_attn_mask_q([-1, 0, -1, 0], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
     assert str(raised.value).endswith(BAD_ORDER)
+
+
+def order_by_definition(parent):
+    """Depth first, from the words: each root, and after a segment its children, one by one."""
+
+    def below(segment):
+        for child in [c for c in range(len(parent)) if parent[c] == segment]:
+            yield child
+            yield from below(child)
+
+    return [*below(-1)]
+
+
+def test_tree_order():
+    rng = np.random.default_rng(14)
+    for _ in range(300):
+        parent = random_parents(rng, int(rng.integers(0, 30)))
+        name = rng.permutation(len(parent))  # segment b gets the number name[b]
+        given = np.empty_like(parent)
+        given[name] = np.where(parent == -1, -1, name[parent])
+        tree = reference.tree_order(given.astype(rng.choice([np.int32, np.int64])))
+        assert [array.dtype for array in tree] == [np.int64] * 3
+        assert tree.order.tolist() == order_by_definition(given)
+        assert is_depth_first(tree.parent.tolist()) is None
+        above = np.where(given == -1, -1, tree.inverse[given])
+        np.testing.assert_array_equal(tree.parent, above[tree.order])
+        np.testing.assert_array_equal(tree.order[tree.inverse], np.arange(len(parent)))
+        again = reference.tree_order(tree.parent)  # is in order
+        np.testing.assert_array_equal(again.order, np.arange(len(parent)))
+
+
+def test_tree_order_is_not_limited_by_depth():
+    num = 100_000
+    order = reference.tree_order(np.append(np.arange(1, num), -1)).order  # behind their children
+    np.testing.assert_array_equal(order, np.arange(num)[::-1])
+
+
+CYCLE = "parent must have no cycle, got one through segment"
+BAD_TREES = [
+    ([1, 2, 0], ValueError, f"{CYCLE} 0, parent[0] = 1"),
+    ([-1, 1], ValueError, f"{CYCLE} 1, parent[1] = 1"),
+    ([3, 2, 3, 2, -1], ValueError, f"{CYCLE} 3, parent[3] = 2"),
+    ([-1, 2], ValueError, "parent must hold -1 or a segment in [0, 2), got parent[1] = 2"),
+    ([-2], ValueError, "parent must hold -1 or a segment in [0, 1), got parent[0] = -2"),
+    ([[-1]], ValueError, "parent must be int32 or int64 of shape (B,), got int64 of shape (1, 1)"),
+    ([-1.0], TypeError, "parent must be int32 or int64 of shape (B,), got float64 of shape (1,)"),
+    (None, TypeError, "parent must be int32 or int64 of shape (B,), got None"),
+]
+
+
+@pytest.mark.parametrize(("parent", "kind", "message"), BAD_TREES)
+def test_bad_trees_of_any_order(parent, kind, message):
+    with pytest.raises(kind) as raised:
+        reference.tree_order(parent)
+    assert str(raised.value).startswith(message)
 
 
 # Kernels on the CPU
@@ -364,6 +419,40 @@ def test_gpu_frameworks(cupy, framework):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", FLAGS)
+def test_gpu_flags(cupy, dtype):
+    """Of CuPy and of torch, and from the host; a flag's upper bytes count too."""
+    torch = pytest.importorskip("torch")
+    given, n = ([-1, 0, 0, 2], [0, 2, 5, 9, 9], [0, 3, 5, 9, 12]), 15
+    flags = np.array([1, 0, 1 << (8 * np.dtype(dtype).itemsize - 2), 1], np.uint64)
+    flags = flags != 0 if dtype == "?" else flags.astype(dtype)
+    expected = reference.tree_attn_mask_q(*given, n, full=flags)
+    on_gpu = [cupy.asarray(a) for a in given]
+    found = maskq_cupy.tree_attn_mask_q(*on_gpu, n, full=cupy.asarray(flags), validate=True)
+    np.testing.assert_array_equal(cupy.asnumpy(found), expected)
+    found = maskq_cupy.tree_attn_mask_q(*given, n, full=flags)
+    np.testing.assert_array_equal(cupy.asnumpy(found), expected)
+    tensors = [torch.tensor(a, device="cuda") for a in given]
+    of_torch = torch.from_numpy(flags).cuda()
+    found = maskq_cupy.tree_attn_mask_q(*tensors, n, full=of_torch)
+    np.testing.assert_array_equal(cupy.asnumpy(found), expected)
+
+
+@pytest.mark.gpu
+def test_gpu_bad_flags(cupy):
+    given = [cupy.asarray(a) for a in ([-1, 0], [0, 1, 2], [0, 1, 2])]
+    for full, kind, message in (
+        (cupy.zeros(2), TypeError, f"{FULL_FORM}, got float64 of shape (2,)"),
+        (cupy.zeros(3, bool), ValueError, f"{FULL_FORM}, got bool of shape (3,)"),
+        (cupy.zeros(4, bool)[::2], ValueError, "full must be C-contiguous, got a strided view of"),
+        ([True, False], TypeError, "the input must be all on one GPU or all on the host, got"),
+    ):
+        with pytest.raises(kind) as raised:
+            maskq_cupy.tree_attn_mask_q(*given, 2, full=full)
+        assert str(raised.value).startswith(message)
+
+
+@pytest.mark.gpu
 def test_gpu_out_and_number_of_columns(cupy):
     given = [cupy.asarray(a) for a in ([-1, 0, 0], [0, 2, 4, 5], [0, 2, 4, 5])]
     expected = reference.tree_attn_mask_q([-1, 0, 0], [0, 2, 4, 5], [0, 2, 4, 5])
@@ -493,9 +582,16 @@ def test_gpu_attention_is_that_of_each_path(dtype, tolerance):
         check_attention(torch, columns, parent, cu, getattr(torch, dtype), tolerance)
 
 
-def test_example_without_a_gpu(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("example", "line"),
+    [
+        ("rl_prefix_tree.py", "645 tokens instead of 1605: as each conversation"),
+        ("draft_tree.py", "6 drafts in one call: as each path alone"),
+    ],
+)
+def test_example_without_a_gpu(monkeypatch, capsys, example, line):
     torch = pytest.importorskip("torch")
     pytest.importorskip("cupy")  # which the GPU function's import wants
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    runpy.run_path(str(EXAMPLE), run_name="__main__")
-    assert capsys.readouterr().out.startswith("645 tokens instead of 1605: as each conversation")
+    runpy.run_path(str(EXAMPLES / example), run_name="__main__")
+    assert capsys.readouterr().out.startswith(line)

@@ -9,6 +9,13 @@ from maskq_cupy import reference
 from maskq_cupy.rule import resolve_rule
 
 RULES = {"causal": {}, "window": {"window": (100, 0)}}
+MODIFIED = {
+    "top left": {"align": "top_left"},
+    "blocks": {"causal_block": 32},
+    "chunks": {"chunk_size": 8192},
+    "chunks and sinks": {"chunk_size": 1000, "window": (4096, 0), "num_sink_tokens": 4},
+}
+SPANS = {"one span": 1, "1,000 spans": 1000}
 ALL_CHECKED = 2**20  # columns, up to which each is compared; of larger packs as many
 
 
@@ -33,6 +40,14 @@ def documents(n, b):
 
 def rule_pack(n, b, case):
     return Pack(n, b, case, documents(n, b), None, RULES[case])
+
+
+def modified_pack(n, b, case):
+    """Return a pack of a rule with a modifier, or of so many spans over half of the columns."""
+    if case in MODIFIED:
+        return Pack(n, b, case, documents(n, b), None, MODIFIED[case])
+    edges = np.linspace(0, n, 2 * SPANS[case] + 1).astype(np.int32)
+    return Pack(n, b, case, documents(n, b), None, {"spans": edges[:-1].reshape(-1, 2)})
 
 
 def interval_pack(n, b, case):
@@ -68,8 +83,9 @@ def expected(pack, column):
     if pack.case == "random":
         lts, ute = reference._interval_columns(cu, cu, column, pack.intervals)
     else:  # sorted intervals are the causal rule's
-        rule = resolve_rule(True, pack.rule.get("window"), 0, False)
-        lts, ute = reference._rule_columns(cu, cu, column, rule)
+        rule = dict(pack.rule)
+        spans = rule.pop("spans", None)
+        lts, ute = reference._rule_columns(cu, cu, column, resolve_rule(**rule), spans)
     return np.stack([lts, ute], axis=1).astype(np.int32)
 
 

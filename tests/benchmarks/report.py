@@ -119,6 +119,22 @@ def over(runs, what, floor, counts=lambda run: True, **facts):
     )
 
 
+def over_plain(runs, counts):
+    """Return how many times the plain causal rule of the same pack a modified one takes at most."""
+    return largest(
+        ratio(run["us"], runs.us("rule", n=run["n"], b=run["b"], case="causal"), place(run))
+        for run in runs.of("modified rule")
+        if counts(run)
+    )
+
+
+def many_spans_over_one(runs):
+    return largest(
+        ratio(run["us"], runs.us(run["what"], n=run["n"], b=run["b"], case="one span"), place(run))
+        for run in runs.of("modified rule", case="1,000 spans")
+    )
+
+
 def faster_than_published(runs):
     pairs = (("causal", "rule"), ("sorted", "intervals"))
     return smallest(
@@ -254,12 +270,25 @@ def torch_over_ours(runs):
     return smallest(ratio(wall(case, "torch's"), wall(case, "ours"), case) for case in cases)
 
 
+def making_over_attention(runs, n):
+    """Return what columns and lists take of a layer's forward pass on them, in percent at most."""
+    return largest(
+        ratio(100 * run["us"], layer["us"], run["case"])
+        for run in runs.of("columns and lists, GPU", n=n)
+        for layer in runs.of("attention forward", case=run["case"], way="FA4, our lists")
+    )
+
+
 def goals(runs):
     n = 2**17  # of the goals about tiles
     return [
         Goal("G1", "rules over a fill", 1.4, over(runs, "rule", "fill")),
         Goal("G1", "the same, N ≥ 16 M", 1.1,
              over(runs, "rule", "fill", lambda run: run["n"] >= 16 * MIB)),
+        Goal("rules", "modified over plain, N up to 128 K", 1.5,
+             over_plain(runs, lambda run: run["n"] <= 2**17)),
+        Goal("rules", "the same, N ≥ 16 M", 1.2, over_plain(runs, lambda run: run["n"] >= 2**24)),
+        Goal("rules", "1,000 spans over one", 1.4, many_spans_over_one(runs)),
         Goal("G2", "intervals over read and fill", 2.5, over(runs, "intervals", "read and fill")),
         Goal("G3", "published over ours", 1000, faster_than_published(runs), "≥"),
         Goal("G4", "time a column at 2 N over at N, past 1 M", 1.05, growth(runs)),
@@ -296,6 +325,8 @@ def goals(runs):
         Goal("ids", "cu_seqlens, spans: over a copy of the ids", 3, over_copy(runs)),
         Goal("ids", "the same over two empty kernels", 2, over_two_launches(runs)),
         Goal("ids", "torch's way over ours, wall time", 20, torch_over_ours(runs), "≥"),
+        Goal("layer", "columns and lists, of a forward pass of FA4", 1,
+             making_over_attention(runs, n), unit=" %"),
     ]  # fmt: skip
 
 
@@ -405,6 +436,30 @@ def masks_table(runs):
     return table(head, rows)
 
 
+DIRECTIONS = ("forward", "backward")
+WAYS = ("FA4, our lists", "flex, our lists", "FA4 varlen", "flex, torch's lists", "dense SDPA")
+
+
+def attention_table(runs):
+    """Forward and backward milliseconds of each way that was there."""
+    cases = dict.fromkeys(run["case"] for run in runs.of("attention forward"))
+    rows = []
+    for case in cases:
+        made = [runs.us(f"columns and lists, {clock}", case=case) for clock in ("GPU", "wall")]
+        times = [
+            [runs.us(f"attention {direction}", case=case, way=way) for direction in DIRECTIONS]
+            for way in WAYS
+        ]
+        cells = [" / ".join(milliseconds(us) for us in both) if any(both) else "" for both in times]
+        rows.append([case, *map(one, made), *cells])
+    head = ["forward / backward, ms", "columns and lists, GPU, µs", "wall, µs", *WAYS]
+    return table(head, rows)
+
+
+def milliseconds(us):
+    return "-" if us is None else short(us * 1e-3)
+
+
 README_SIZES = (2**13, 2**17, 2**20, 2**26)
 
 
@@ -436,7 +491,7 @@ def docs_part(runs):
     return "\n\n".join([
         f"Measured on {runs.machine()}.", goals_table(runs), times, gpu_table(runs),
         over_floors_table(runs), floors_table(runs), host_table(runs), masks_table(runs),
-        cu_seqlens_table(runs),
+        cu_seqlens_table(runs), attention_table(runs),
     ])  # fmt: skip
 
 

@@ -23,6 +23,12 @@ def batches(n):
 
 RULE_PACKS = [(n, b, case) for n in SIZES for b in batches(n) for case in packs.RULES]
 RULE_PACKS += [(n, b, "causal") for n in DOUBLES for b in (1, n // 128)]
+MODIFIED_PACKS = [
+    (n, b, case)
+    for n in (2**13, 2**17, 2**24)
+    for b in (1, n // 1024)
+    for case in (*packs.MODIFIED, *packs.SPANS)
+]
 INTERVAL_PACKS = [
     (n, b, case) for n in SIZES for b in (1, n // 128) for case in ("sorted", "random")
 ]
@@ -128,6 +134,19 @@ def test_rule(measure, n, b, case):
     # A call that allocated scratch memory would not have been captured.
     facts = {"n": n, "b": b, "case": case, "scratch_bytes": 0}
     measure("rule", sample, **facts, bytes=8 * n, against="fill")
+    packs.check(pack, outs)
+
+
+@pytest.mark.parametrize(("n", "b", "case"), MODIFIED_PACKS)
+def test_modified_rule(measure, n, b, case):
+    """Beside the plain rule of the same pack."""
+    pack = packs.modified_pack(n, b, case)
+    outs, cu = new_outs(n), cupy.asarray(pack.cu)
+    rule = {name: cupy.asarray(v) if name == "spans" else v for name, v in pack.rule.items()}
+    sample = timing.rotating_sample(
+        lambda i: maskq_cupy.get_attn_mask_q(cu, cu, out=outs[i], **rule), len(outs)
+    )
+    measure("modified rule", sample, n=n, b=b, case=case, bytes=8 * n, against="rule")
     packs.check(pack, outs)
 
 

@@ -99,8 +99,11 @@ def wall_sample(call, calls):
     return sample
 
 
-def torch_sample(torch, call, calls):
-    """Sample the time on the GPU of a call of torch, which a graph may not capture, by events."""
+def torch_sample(torch, call, calls, launches=1):
+    """Sample the time on the GPU of a call of torch, which a graph may not capture, by events.
+
+    launches: how many of what is timed a call holds.
+    """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def sample():
@@ -110,6 +113,19 @@ def torch_sample(torch, call, calls):
             call()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) * 1e-3 / calls
+        return start.elapsed_time(end) * 1e-3 / (calls * launches)
 
     return sample
+
+
+def torch_graph_sample(torch, call, launches=LEAST_LAUNCHES):
+    """Sample the device time of a call of torch, from the replay of a graph of so many of it.
+
+    It has been called before, so that nothing is left to compile.
+    """
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(launches):
+            call()
+    return torch_sample(torch, graph.replay, 1, launches)
