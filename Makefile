@@ -2,7 +2,7 @@
 # A stamp file a set of extras, `.venv/.with-EXTRAS`, makes the next run quick.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu mutants soak sanitize bench docs lint wheel venv clean
+.PHONY: help demo test quick test-gpu mutants soak sanitize bench docs lint wheel venv clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,8 +19,9 @@ CUDA_EXTRA := $(shell $(PYTHON) -c 'import ctypes; v = ctypes.c_int(); \
 endif
 
 FOR_DEMO := $(VENV)/.with-$(or $(CUDA_EXTRA),numpy)
+COMMA := ,
 # Tests compile the kernels for GPUs that need not be there.
-FOR_TEST := $(VENV)/.with-test,$(or $(CUDA_EXTRA),cuda12x)
+FOR_TEST := $(VENV)/.with-test,$(if $(TORCH),torch$(COMMA))$(or $(CUDA_EXTRA),cuda12x)
 FOR_BENCH := $(VENV)/.with-bench,$(or $(CUDA_EXTRA),cuda12x)
 FOR_LINT := $(VENV)/.with-lint
 
@@ -29,18 +30,27 @@ help: ## list the targets
 	@echo
 	@echo "PYTHON=python3.13   use this interpreter, in an environment of its own"
 	@echo "CUDA_EXTRA=cuda12x  or cuda13x: install this CuPy, whatever the driver says"
+	@echo "TORCH=1             install torch too: the tests that need it run from then on"
+	@echo "JOBS=1              run the tests in one process, not in one a core"
 
 demo: $(FOR_DEMO) ## pack real documents, build their columns, check and draw them
 	@$(BIN)/python -m maskq_cupy demo
 
+# Those that need a GPU share one process.
+JOBS ?= $(shell nproc)
+PARALLEL = $(if $(filter-out 1,$(JOBS)),--numprocesses $(JOBS) --dist loadgroup)
+
 test: $(FOR_TEST) ## run the tests; those that need a GPU too where there is one
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+quick: $(FOR_TEST) ## run each kernel once and what takes no time: half a minute
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu"
 
 test-gpu: $(FOR_TEST) ## run the tests that need a GPU, and no others
 	$(BIN)/python -m pytest -m gpu
 
-mutants: $(FOR_TEST) ## break the kernels on purpose and see that the tests notice, minutes
-	$(BIN)/python tests/mutants.py
+mutants: $(FOR_TEST) ## break changed kernels: the tests must notice; MUTANTS=--all: minutes
+	$(BIN)/python tests/mutants.py --jobs $(JOBS) $(MUTANTS)
 
 CALLS ?= 1000000
 soak: $(FOR_TEST) ## call a million times (on a GPU): memory and time are steady; CALLS=...
@@ -73,7 +83,7 @@ wheel: $(FOR_DEMO) ## build the wheel into dist/
 venv: $(FOR_TEST) ## only make the environment that the tests run in
 
 clean: ## remove the environments and everything else that was made here
-	rm -rf .venv .venv-* build dist benchmarks.json .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-* build dist benchmarks.json .kernels .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

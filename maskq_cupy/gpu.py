@@ -7,6 +7,8 @@ import os
 from functools import cache
 from typing import Any
 
+from maskq_cupy import installing
+
 cupy: Any = None
 runtime: Any = None  # cupy.cuda.runtime
 driver: Any = None  # cupy.cuda.driver
@@ -15,7 +17,7 @@ get_current_stream: Any = None  # cupy.cuda.get_current_stream
 
 _MISSING_CUPY = (
     "maskq_cupy computes on the GPU with CuPy, which is not installed: "
-    'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version); '
+    f"{installing.EITHER_CUPY}; "
     "maskq_cupy.reference needs NumPy alone"
 )
 UNUSABLE_CACHE = (

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from maskq_cupy import checks, cp, reference
+from maskq_cupy import checks, cp, installing, reference
 
 LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 COLOURS = ("#2f6db5", "#e07b39", "#3a9a5b", "#b0407f", "#7b62b8", "#b08d1e", "#23919c", "#374151")
@@ -343,14 +343,14 @@ def save_png(
 
     Takes what ``drawing`` takes; pairs beyond the intervals are black. With a ``block_size``, full
     tiles are shaded over it, partial ones less, and empty ones not. Raises ImportError without
-    matplotlib, naming the extra that brings it, and ValueError for a pack without rows or keys.
+    matplotlib, saying how to install it, and ValueError for a pack without rows or keys.
     """
     try:
         from matplotlib.colors import to_rgb
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator, StrMethodFormatter
     except ImportError:
-        raise ImportError('a PNG needs matplotlib: pip install "maskq-cupy[plot]"') from None
+        raise ImportError(f"a PNG needs matplotlib: {installing.PLOT}") from None
     q, k = cu_seqlens_q[: len(cu_seqlens_k)], cu_seqlens_k
     row_num, column_num = int(q[-1]), len(columns)
     if not row_num or not column_num:

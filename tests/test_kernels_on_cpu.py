@@ -203,13 +203,14 @@ def test_staircases_do_not_overlap(block_threads, row_num):
     assert at["starts"] + 4 * row_num <= end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_threads", [32, 128])
-def test_blocks_of_other_sizes(tmp_path, block_threads):
+def test_blocks_of_other_sizes(block_threads):
     """As many groups as there may be, of kernels that are built for other blocks."""
     if not emulator.available():
         pytest.skip("g++ is not installed")
     sizes = emulator.SIZES._replace(block_threads=block_threads)
-    executable = emulator.build(tmp_path, sizes=sizes)
+    executable = emulator.build(sizes=sizes)
     rng = np.random.default_rng(5)
     rows = 4 * block_threads * 2 * block_threads - 7
     mask = np.stack([np.zeros(rows, int), np.sort(rng.integers(0, 700, rows))], axis=1)
