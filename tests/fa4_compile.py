@@ -7,9 +7,16 @@ forward (no backward pass), gqa and deterministic; a line is printed for each. I
 own: what FlashAttention-4 compiles for, it takes from the environment when it is imported.
 """
 
+import importlib.util
 import os
 import sys
 import time
+
+
+def is_installed():
+    """Is FlashAttention-4 there? It shares the name of its package with older ones."""
+    parent = importlib.util.find_spec("flash_attn")
+    return parent is not None and importlib.util.find_spec("flash_attn.cute") is not None
 
 
 def main(arch, *cases):
