@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 # Every form of columns and lists, and each size of tile but one, which differs in its columns only.
 CASES = {
     "90": ["128,gqa", "64,4d", "256"],
-    "100": ["128,gqa,deterministic", "192/128,4d", "256,forward"],
+    "100": ["128,gqa,deterministic", "192/128,heads", "256,forward"],
 }
 
 
