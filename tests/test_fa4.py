@@ -8,6 +8,7 @@ import re
 import sys
 import types
 import warnings
+from importlib.metadata import PackageNotFoundError
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,7 +114,7 @@ def on_cpu(monkeypatch, calls):
 
     def tile_lists(columns, row_num, size, **options):
         lists = reference.to_blocks(columns.numpy(), row_num, size, **options)
-        return columns, reference.Blocks(*map(torch.as_tensor, lists))
+        return reference.Blocks(*map(torch.as_tensor, lists))
 
     monkeypatch.setattr(fa4.flex, "on_gpu", lambda tensor, name: tensor)
     monkeypatch.setattr(fa4.flex, "tile_lists", tile_lists)
@@ -203,6 +204,17 @@ def test_other_versions_are_told_once(on_cpu, monkeypatch):
     fa4._warn_of_versions.cache_clear()
 
 
+def test_without_flash_attention_the_extra_is_named(on_cpu, monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    fa4._warn_of_versions.cache_clear()
+    monkeypatch.setattr(fa4, "version", missing)
+    for _ in range(2):
+        with pytest.raises(ImportError, match=r"needs FlashAttention-4: pip install .*\[fa4\]"):
+            fa4.arguments(columns_of_two(), Q, 64)
+
+
 # The call
 
 
@@ -222,6 +234,20 @@ def test_attention_takes_any_batch_and_heads_where_the_columns_do(on_cpu):
     arguments = fa4.arguments(columns_of_two(), Q, 64)
     many = tensors((3, Q, 8, 64), (3, N, 8, 64), (3, N, 8, 64))
     assert fa4.attention(*many, arguments).shape == (3, Q, 8, 64)
+
+
+def test_attention_breaks_the_graph_of_a_compiled_model(on_cpu):
+    arguments = fa4.arguments(columns_of_two(), Q, 64)
+
+    def model(q, k, v):
+        return fa4.attention(2 * q, k, v, arguments) + 1
+
+    out = torch.compile(model, backend="eager")(*tensors())
+    assert torch.equal(out, torch.ones_like(out))
+    assert on_cpu == [arguments]
+    torch._dynamo.reset()  # else what it compiled with the break serves again
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(model, backend="eager", fullgraph=True)(*tensors())
 
 
 def test_attention_is_what_the_columns_alone_can_be(on_cpu):
