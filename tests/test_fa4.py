@@ -112,9 +112,20 @@ def calls(monkeypatch):
 def on_cpu(monkeypatch, calls):
     """Let arguments be made of tensors of the host, with the reference's lists; a Hopper."""
 
-    def tile_lists(columns, row_num, size, **options):
-        lists = reference.to_blocks(columns.numpy(), row_num, size, **options)
-        return reference.Blocks(*map(torch.as_tensor, lists))
+    def tile_lists(columns, row_num, size, width=None):
+        form = columns.shape[:2] if columns.dim() == 4 else (1, 1)
+        slices = columns.numpy().reshape(-1, *columns.shape[-2:])
+        blocks = [reference.to_blocks(columns, row_num, size) for columns in slices]
+        lists = (
+            torch.as_tensor(np.concatenate(arrays)).view(*form, *arrays[0].shape[2:])
+            for arrays in zip(*blocks, strict=True)
+        )
+        return reference.Blocks(*lists if width is None else cut(lists, width))
+
+    def cut(lists, width):
+        for array, name in zip(lists, reference.Blocks._fields, strict=True):
+            room = width["q_indices" in name]
+            yield array[..., :room] if name.endswith("indices") else array
 
     monkeypatch.setattr(fa4.flex, "on_gpu", lambda tensor, name: tensor)
     monkeypatch.setattr(fa4.flex, "tile_lists", tile_lists)
@@ -250,19 +261,43 @@ def test_attention_breaks_the_graph_of_a_compiled_model(on_cpu):
         torch.compile(model, backend="eager", fullgraph=True)(*tensors())
 
 
-def test_attention_is_what_the_columns_alone_can_be(on_cpu):
-    arguments = fa4.arguments(columns_of_two(), Q, 64)
-    arguments.made_for = arguments.made_for._replace(batch=2, heads=4)
-    for shapes, message in (
-        ({}, f"q must be of shape (2, {Q}, 4, 64) as the arguments, got (1, {Q}, 4, 64)"),
+@pytest.mark.parametrize(
+    ("form", "shape", "message"),
+    [
+        ((2, 1), (2, Q, 4, 64), None),
+        ((2, 1), (1, Q, 4, 64), f"q must be of shape (2, {Q}, heads, 64) as the arguments, got (1"),
+        ((1, 4), (3, Q, 4, 64), None),
+        ((1, 4), (3, Q, 8, 64), f"q must be of shape (batch, {Q}, 4, 64) as the arguments, got (3"),
+        ((2, 4), (2, Q, 4, 64), None),
         (
-            {"q": (2, Q, 8, 64), "k": (2, N, 2, 64), "v": (2, N, 2, 64)},
-            f"q must be of shape (2, {Q}, 4, 64) as the arguments, got (2, {Q}, 8, 64)",
+            (2, 4),
+            (2, Q, 2, 64),
+            f"q must be of shape (2, {Q}, 4, 64) as the arguments, got (2, 300",
         ),
-    ):
-        with pytest.raises(ValueError, match=re.escape(message)):
-            fa4.attention(*tensors(**shapes), arguments)
+    ],
+)
+def test_columns_of_batch_rows_and_heads(on_cpu, form, shape, message):
+    """h counts query heads; their lists have as many slices, which it broadcasts itself."""
+    columns = columns_of_two().expand(*form, N, 2).contiguous()
+    arguments = fa4.arguments(columns, Q, 64)
+    assert arguments["block_sparse_tensors"].mask_block_idx.shape[:2] == form
+    assert arguments["block_sparse_tensors_bwd"].full_block_cnt.shape[:2] == form
+    assert arguments["aux_tensors"][0].shape == (*(2 if n == 1 else n for n in form), N, 2)
+    given = tensors(shape, (shape[0], N, 2, 64), (shape[0], N, 2, 64))
+    if message is None:
+        fa4.attention(*given, arguments)
+        assert on_cpu == [arguments]
+        return
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fa4.attention(*given, arguments)
     assert not on_cpu
+
+
+def test_narrow_lists_are_passed_on(on_cpu):
+    arguments = fa4.arguments(columns_of_two(), Q, 64, width=(2, 1))
+    by_row, by_column = (arguments["block_sparse_tensors" + side] for side in ("", "_bwd"))
+    assert by_row.mask_block_idx.shape == by_row.full_block_idx.shape == (1, 1, 3, 2)
+    assert by_column.mask_block_idx.shape == by_column.full_block_idx.shape == (1, 1, 4, 1)
 
 
 @pytest.mark.parametrize(
