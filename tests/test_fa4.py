@@ -4,6 +4,7 @@ What it would be given is seen through a stand-in for its module. tests/test_fa4
 its kernels with our mask, tests/test_fa4_gpu.py runs them.
 """
 
+import importlib
 import re
 import sys
 import types
@@ -379,6 +380,36 @@ def test_gradients_need_the_lists_of_the_backward_pass(on_cpu):
         fa4.attention(*tensors(requires_grad=True), arguments)
     fa4.attention(*tensors(), arguments)
     assert len(on_cpu) == 2
+
+
+# The mask, in Python for want of its compiler
+
+
+@pytest.fixture
+def mask_mod(monkeypatch):
+    """Import the mask with a compiler that leaves it as it is."""
+    cutlass, cute = types.ModuleType("cutlass"), types.ModuleType("cutlass.cute")
+    package, utils = types.ModuleType("flash_attn.cute"), types.ModuleType("flash_attn.cute.utils")
+    cutlass.const_expr, cutlass.Int32, cutlass.cute = bool, np.int32, cute
+    cute.jit, cute.rank = lambda function: function, np.ndim
+    utils.scalar_to_ssa, package.utils = lambda value, dtype: dtype(value), utils
+    for module in (types.ModuleType("flash_attn"), cutlass, cute, package, utils):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delitem(sys.modules, "maskq_cupy.fa4_mask", raising=False)
+    yield importlib.import_module("maskq_cupy.fa4_mask").mask_mod
+    del sys.modules["maskq_cupy.fa4_mask"]
+
+
+@pytest.mark.parametrize("form", [(), (2, 3)])
+def test_mask_mod_is_the_dense_mask(mask_mod, form):
+    """It is given a key at a time, and any number of rows; here of batch row 1 and head 2."""
+    columns = reference.get_attn_mask_q([0, 20, 50], [0, 30, 70], None, 75, window=(12, 0))
+    rows, given = np.arange(50), columns
+    if form:
+        given = np.zeros((*form, 75, 2), np.int32)
+        given[1, 2] = columns
+    shown = [mask_mod([1], [2], rows, [key], None, [given]) for key in range(75)]
+    np.testing.assert_array_equal(np.stack(shown, axis=1), reference.to_dense(columns, 50))
 
 
 # The order of a deterministic backward pass
