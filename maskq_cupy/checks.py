@@ -133,8 +133,55 @@ def check_dense_size(row_num: int, column_num: int, limit: int) -> None:
     """Require at most `limit` pairs, which cost a byte each."""
     pairs = row_num * column_num
     if pairs > limit:
+def check_slices_form(
+    dtype: str, shape: Sequence[int], name: str = "columns"
+) -> tuple[int, int, int]:
+    """Require int32 of shape (N, 2), or (b, h, N, 2); return (b, h, N)."""
+    if dtype != "int32" or len(shape) not in (2, 4) or shape[-1] != 2:
+        raise form_error(name, "int32 of shape (N, 2) or (b, h, N, 2)", dtype, shape, ["int32"])
+    return (1, 1, shape[0]) if len(shape) == 2 else (shape[0], shape[1], shape[2])
+
+
+def check_width(width: object, row_tiles: int, column_tiles: int) -> tuple[int, int]:
+    """Require None or one or two ints of at least 1; return (w_kv, w_q), cut to the tiles."""
+    if width is None:
+        return column_tiles, row_tiles
+    widths = width if isinstance(width, (tuple, list)) else (width, width)
+    if len(widths) != 2:
+        raise ValueError(f"width must be an int or (w_kv, w_q), got {width!r}")
+    w_kv, w_q = (check_int(w, "width", lowest=1) for w in widths)
+    return min(w_kv, column_tiles), min(w_q, row_tiles)
+
+
+def check_needed_form(dtype: str, shape: Sequence[int]) -> None:
+    """Require int32 of shape (2,)."""
+    if dtype != "int32" or tuple(shape) != (2,):
+        raise form_error("needed", "int32 of shape (2,)", dtype, shape, ["int32"])
+
+
+def check_width_values(width: tuple[int, int], by_row: np.ndarray, by_column: np.ndarray) -> None:
+    """Require room for the most tiles, of counts (2, b, h, tiles): the partial, the full ones."""
+    needed = tuple(int(counts.max(initial=0)) for counts in (by_row, by_column))
+    for side, room, most, counts in zip(
+        ("row", "column"), width, needed, (by_row, by_column), strict=True
+    ):
+        if most <= room:
+            continue
+        kind, *at, tile = (int(i) for i in np.argwhere(counts == most)[0])
+        within = f" of slice {tuple(at)}" if counts.shape[1:3] != (1, 1) else ""
         raise ValueError(
-            f"a dense mask of {row_num} rows x {column_num} columns is {pairs} bytes, above "
+            f"width must be at least {needed}, got {width}: {side} tile {tile}{within} has {most} "
+            f"{('partial', 'full')[kind]} tiles"
+        )
+
+
+def check_dense_size(row_num: int, column_num: int, limit: int, slices: int = 1) -> None:
+    """Require at most `limit` pairs, which cost a byte each."""
+    pairs = slices * row_num * column_num
+    if pairs > limit:
+        times = f"{slices} slices of " if slices != 1 else ""
+        raise ValueError(
+            f"a dense mask of {times}{row_num} rows x {column_num} columns is {pairs} bytes, above "
             f"limit={limit}: give a higher limit, or use to_blocks"
         )
 

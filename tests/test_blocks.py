@@ -50,13 +50,29 @@ def classified(columns, row_num, block_size):
     return partial, full
 
 
-def listed(tiles):
-    """Return counts and indices of the set tiles of each row, zeros past the count."""
-    counts = np.array([row.sum() for row in tiles], np.int32)
-    indices = np.zeros(tiles.shape, np.int32)
-    for i, row in enumerate(tiles):
-        indices[i, : counts[i]] = np.flatnonzero(row)
-    return counts.reshape(1, 1, -1), indices.reshape(1, 1, *tiles.shape)
+def listed(tiles, width):
+    """Return counts and indices of the set tiles of each row, cut to the width, zeros past it."""
+    counts = np.array([min(row.sum(), width) for row in tiles], np.int32)
+    indices = np.zeros((len(tiles), width), np.int32)
+    for row, count, to in zip(tiles, counts, indices, strict=True):
+        to[:count] = np.flatnonzero(row)[:count]
+    return counts, indices
+
+
+def brute_force(columns, row_num, block_size, width=None, all_partial=False):
+    """Return the lists of columns (b, h, N, 2), and the widths that cut nothing."""
+    lead, parts, needed = columns.shape[:2], [], [0, 0]
+    for at in np.ndindex(lead):
+        partial, full = classified(columns[at], row_num, block_size)
+        if all_partial:
+            partial, full = partial | full, full & False
+        rooms = np.minimum(partial.T.shape if width is None else width, partial.T.shape)
+        sides = [(partial, rooms[0]), (full, rooms[0]), (partial.T, rooms[1]), (full.T, rooms[1])]
+        parts.append([array for side in sides for array in listed(*side)])
+        most = [max(side.sum(1).max(initial=0) for side, _ in sides[i : i + 2]) for i in (0, 2)]
+        needed = np.maximum(needed, most)
+    stacked = (np.stack(arrays) for arrays in zip(*parts, strict=True))
+    return Blocks(*(array.reshape(*lead, *array.shape[1:]) for array in stacked)), needed
 
 
 def assert_equal(blocks, expected, note=""):
@@ -72,10 +88,86 @@ def test_reference_is_the_brute_force_classification(seed):
     for _ in range(40):
         columns, row_num = random_columns(rng, tokens=200)
         block_size = tuple(int(rng.choice([1, 3, 16, 50, 128])) for _ in range(2))
-        partial, full = classified(columns, row_num, block_size)
-        expected = Blocks(*listed(partial), *listed(full), *listed(partial.T), *listed(full.T))
+        expected, _ = brute_force(columns[None, None], row_num, block_size)
         blocks = reference.to_blocks(columns, row_num, block_size)
         assert_equal(blocks, expected, f"{columns.tolist()} {row_num} {block_size}")
+
+
+def random_slices(rng, tokens):
+    """Return columns (b, h, N, 2), each slice of its own kind, and a number of rows."""
+    b, h = (int(rng.choice([1, 1, 2, 3])) for _ in range(2))
+    found = [random_columns(rng, tokens) for _ in range(b * h)]
+    column_num = max(len(columns) for columns, _ in found)
+    padded = [np.pad(columns, ((0, column_num - len(columns)), (0, 0))) for columns, _ in found]
+    return np.stack(padded).reshape(b, h, column_num, 2), max(rows for _, rows in found)
+
+
+def random_width(rng):
+    """Return None or widths, mostly too small."""
+    if rng.random() < 0.3:
+        return None
+    w_kv, w_q = (int(rng.choice([1, 2, 3, 5, 8, 1000])) for _ in range(2))
+    return w_kv if rng.random() < 0.2 else (w_kv, w_q)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reference_of_slices_and_widths_is_the_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(40):
+        columns, row_num = random_slices(rng, tokens=100)
+        block_size = tuple(int(rng.choice([1, 3, 16, 50, 128])) for _ in range(2))
+        width, all_partial = random_width(rng), bool(rng.random() < 0.3)
+        needed = np.full(2, -7, np.int32)
+        blocks = reference.to_blocks(
+            columns, row_num, block_size, width=width, needed=needed, all_partial=all_partial
+        )
+        expected, most = brute_force(columns, row_num, block_size, width, all_partial)
+        assert_equal(blocks, expected, f"{columns.tolist()} {row_num} {block_size} {width}")
+        np.testing.assert_array_equal(needed, most)
+
+
+def test_width_is_validated():
+    """Row tile 4 of a causal document has 4 full tiles, column tile 0 too."""
+    columns = reference.get_attn_mask_q([0, 640], [0, 640])
+    message = r"^width must be at least \(4, 4\), got \({}\): {} tile {} has 4 full tiles$"
+    for width, place in (((3, 4), ("3, 4", "row", 4)), ((4, 3), ("4, 3", "column", 0))):
+        reference.to_blocks(columns, 640, width=width)
+        with pytest.raises(ValueError, match=message.format(*place)):
+            reference.to_blocks(columns, 640, width=width, validate=True)
+    slices = np.stack([0 * columns, columns]).reshape(2, 1, 640, 2)
+    with pytest.raises(ValueError, match=r"row tile 4 of slice \(1, 0\) has 5 partial tiles$"):
+        reference.to_blocks(slices, 640, width=4, all_partial=True, validate=True)
+    reference.to_blocks(columns, 640, width=4, validate=True)
+    reference.to_blocks(columns, 640, validate=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_blocks_width_is_enough_for_any_pack(seed):
+    rng = np.random.default_rng(seed)
+    equal = 0
+    for _ in range(150):
+        lengths = rng.integers(0, int(rng.choice([2, 40, 200])) + 1, int(rng.integers(1, 12)))
+        causal = bool(rng.random() < 0.5)
+        rule = {} if rng.random() < 0.5 else {"window": (int(rng.integers(0, 99)), -1)}
+        block_size = tuple(int(rng.choice([1, 8, 13, 32])) for _ in range(2))
+        if rng.random() < 0.4:
+            block_size = block_size[0]
+        cu, total = cuts(lengths), int(lengths.sum())
+        columns = reference.get_attn_mask_q(cu, cu, causal=causal, **rule)
+        width = reference.blocks_width(int(lengths.max()), block_size, causal)
+        needed = np.zeros(2, np.int32)
+        reference.to_blocks(
+            columns, total, block_size, width=width, needed=needed, all_partial=True, validate=True
+        )
+        equal += tuple(needed) == width
+    assert equal > 10  # and not much too wide
+
+
+def test_bad_arguments_of_blocks_width():
+    with pytest.raises(TypeError, match="max_seqlen must be an int, got float"):
+        reference.blocks_width(1.0)
+    with pytest.raises(ValueError, match="block_size must be in"):
+        reference.blocks_width(1, 0)
 
 
 def test_reference_takes_four_dimensions_and_one_block_size():
@@ -155,17 +247,24 @@ def test_reference_is_what_torch_makes_of_inexact_intervals(block_size):
 COLUMNS = np.zeros((3, 2), np.int32)
 BAD = [
     ({"columns": np.zeros((3, 2))}, TypeError,
-     "columns must be int32 of shape (N, 2) or (1, 1, N, 2), got float64 of shape (3, 2)"),
+     "columns must be int32 of shape (N, 2) or (b, h, N, 2), got float64 of shape (3, 2)"),
     ({"columns": np.zeros((2, 3), np.int32)}, ValueError,
-     "columns must be int32 of shape (N, 2) or (1, 1, N, 2), got int32 of shape (2, 3)"),
-    ({"columns": np.zeros((2, 1, 3, 2), np.int32)}, ValueError,
-     "columns must be int32 of shape (N, 2) or (1, 1, N, 2), got int32 of shape (2, 1, 3, 2)"),
+     "columns must be int32 of shape (N, 2) or (b, h, N, 2), got int32 of shape (2, 3)"),
+    ({"columns": np.zeros((2, 3, 2), np.int32)}, ValueError,
+     "columns must be int32 of shape (N, 2) or (b, h, N, 2), got int32 of shape (2, 3, 2)"),
     ({"q_token_num": None}, TypeError, "q_token_num must be an int, got NoneType"),
     ({"q_token_num": -1}, ValueError, "q_token_num must be in [0, 2**31 - 1], got -1"),
     ({"block_size": 0}, ValueError, "block_size must be in [1, 2**31 - 1], got 0"),
     ({"block_size": (64, 1.5)}, TypeError, "block_size must be an int, got float"),
     ({"block_size": (1, 2, 3)}, ValueError,
      "block_size must be an int or (rows, columns), got (1, 2, 3)"),
+    ({"width": 0}, ValueError, "width must be in [1, 2**31 - 1], got 0"),
+    ({"width": (1, 2.0)}, TypeError, "width must be an int, got float"),
+    ({"width": (1, 2, 3)}, ValueError, "width must be an int or (w_kv, w_q), got (1, 2, 3)"),
+    ({"needed": np.zeros(2, np.int64)}, TypeError,
+     "needed must be int32 of shape (2,), got int64 of shape (2,)"),
+    ({"needed": np.zeros(3, np.int32)}, ValueError,
+     "needed must be int32 of shape (2,), got int32 of shape (3,)"),
 ]  # fmt: skip
 
 
