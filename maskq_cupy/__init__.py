@@ -25,9 +25,8 @@ from maskq_cupy.plan import (
     tree_scratch_nbytes,
 )
 from maskq_cupy.plan_cu_seqlens import cu_seqlens_scratch_nbytes
-from maskq_cupy.reference import Blocks, CuSeqlens, TreeOrder, tree_order
+from maskq_cupy.reference import Blocks, CuSeqlens, TreeOrder, blocks_width, tree_order
 from maskq_cupy.shards import needed_keys, shard_columns
-from maskq_cupy.reference import Blocks, blocks_width
 from maskq_cupy.tree import tree_attn_mask_q
 
 __version__ = "0.1.0"
@@ -37,13 +36,13 @@ __all__ = [
     "CuSeqlens",
     "TreeOrder",
     "blocks_scratch_nbytes",
+    "blocks_width",
     "cp",
     "cu_seqlens_from_ids",
     "cu_seqlens_from_padding",
     "cu_seqlens_from_positions",
     "cu_seqlens_from_slots",
     "cu_seqlens_scratch_nbytes",
-    "blocks_width",
     "excess_pairs",
     "excess_scratch_nbytes",
     "get_attn_mask_q",

@@ -338,13 +338,12 @@ def to_blocks(
         columns: int32, shape (N, 2) or (b, h, N, 2), columns [LTS, UTE], on the host.
         q_token_num: number of query rows Q, those of padding included.
         block_size: (rows, columns) of a tile, or one int for both.
-        validate: require of each column that 0 <= UTE <= LTS <= Q. Otherwise bounds are clipped
-            to the Q rows.
         width: (w_kv, w_q), or one int for both: the entries that there is room for in a row tile's
             list and in a column tile's, at most as many as there are tiles; None: as many.
         needed: int32, shape (2,): receives the widths that cut nothing.
         all_partial: list every tile that shows a pair as partial, and none as full.
-        validate: require a width that cuts nothing.
+        validate: require a width that cuts nothing, and of each column that
+            0 <= UTE <= LTS <= Q. Otherwise bounds are clipped to the Q rows.
 
     Returns:
         Blocks of int32, shapes (b, h, Qt) and (b, h, Qt, w_kv) for the ``kv_*`` and (b, h, Nt) and
@@ -361,9 +360,8 @@ def to_blocks(
     >>> blocks.full_kv_num_blocks.tolist(), blocks.full_kv_indices.tolist()
     ([[[0, 1, 1]]], [[[[0, 0], [0, 0], [0, 0]]]])
     """
-    slices = _host_columns(columns)
     row_num = checks.check_int(q_token_num, "q_token_num")
-    lts, ute = _host_columns(columns, row_num if validate else None)
+    slices = _host_columns(columns, row_num if validate else None)
     block_q, block_k = checks.check_block_size(block_size)
     column_tiles, row_tiles = -(-slices.shape[2] // block_k), -(-row_num // block_q)
     w_kv, w_q = checks.check_width(width, row_tiles, column_tiles)
@@ -389,14 +387,6 @@ def to_blocks(
     )
 
 
-def _host_columns(columns: Any, checked_rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return LTS and UTE, int64; checked to be bounds of so many rows, unless that is None."""
-    array = host.host_array("columns", columns, checks.COLUMNS)
-    checks.check_columns_form(str(array.dtype), array.shape)
-    if checked_rows is not None:
-        checks.check_columns_values(array, checked_rows)
-    lts, ute = array.reshape(-1, 2).T.astype(np.int64)
-    return lts, ute
 def blocks_width(
     max_seqlen: int, block_size: int | tuple[int, int] = 128, causal: bool = True
 ) -> tuple[int, int]:
@@ -428,11 +418,17 @@ def blocks_width(
     return 1 + -(-(block_q + seen) // block_k), 1 + -(-(block_k + seen) // block_q)
 
 
-def _host_columns(columns: Any) -> np.ndarray:
-    """Return the slices of columns, int64, shape (b, h, N, 2)."""
-    array = np.asarray(columns)
-    shape = checks.check_slices_form(str(array.dtype), array.shape)
-    return array.reshape(*shape, 2).astype(np.int64)
+def _host_columns(columns: Any, checked_rows: int | None = None) -> np.ndarray:
+    """Return the slices of columns, int64, shape (b, h, N, 2).
+
+    Checked to be bounds of so many rows, unless that is None.
+    """
+    array = host.host_array("columns", columns, checks.SLICES)
+    checks.check_slices_form(str(array.dtype), array.shape)
+    if checked_rows is not None:
+        checks.check_columns_values(array, checked_rows)
+    slices = array.astype(np.int64)
+    return slices if slices.ndim == 4 else slices[None, None]
 
 
 def _live_row_tiles(
@@ -493,11 +489,7 @@ def to_four_columns(columns: Any, q_token_num: int, *, validate: bool = False) -
            [2, 2, 0, 1]], dtype=int32)
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
-    lts, ute = _host_columns(columns, row_num if validate else None)
-    four = [lts, np.full_like(lts, row_num), np.zeros_like(lts), ute]
-    return np.stack(four, axis=1).astype(np.int32)
-    lts, ute = np.moveaxis(_host_columns(columns), -1, 0)
-    row_num = checks.check_int(q_token_num, "q_token_num")
+    lts, ute = np.moveaxis(_host_columns(columns, row_num if validate else None), -1, 0)
     four = np.stack([lts, np.full_like(lts, row_num), np.zeros_like(lts), ute], axis=-1)
     return _in_rank_of(columns, four.astype(np.int32))
 
@@ -526,10 +518,17 @@ def to_dense(
            [0, 1, 1]])
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
-    lts, ute = _host_columns(columns, row_num if validate else None)
-    checks.check_dense_size(row_num, len(lts), limit)
+    slices = _host_columns(columns, row_num if validate else None)
+    b, h, column_num, _ = slices.shape
+    checks.check_dense_size(row_num, column_num, limit, b * h)
     row = np.arange(row_num)[:, None]
-    return (row >= ute) & (row < lts)
+    lts, ute = np.moveaxis(slices[..., None, :, :], -1, 0)
+    return _in_rank_of(columns, (row >= ute) & (row < lts))
+
+
+def _in_rank_of(columns: Any, result: np.ndarray) -> np.ndarray:
+    """Return a result of (b, h, ...) without these two for columns of (N, 2)."""
+    return result if np.ndim(columns) == 4 else result[0, 0]
 
 
 def shard_columns(
@@ -603,15 +602,3 @@ def needed_keys(columns: Any, block_size: int = 128) -> np.ndarray:
         return np.zeros((*array.shape[:-2], 0), np.int32)
     starts = np.arange(0, column_num, size)
     return np.add.reduceat(is_needed, starts, axis=-1, dtype=np.int32)
-    slices = _host_columns(columns)
-    row_num = checks.check_int(q_token_num, "q_token_num")
-    b, h, column_num, _ = slices.shape
-    checks.check_dense_size(row_num, column_num, limit, b * h)
-    row = np.arange(row_num)[:, None]
-    lts, ute = np.moveaxis(slices[..., None, :, :], -1, 0)
-    return _in_rank_of(columns, (row >= ute) & (row < lts))
-
-
-def _in_rank_of(columns: Any, result: np.ndarray) -> np.ndarray:
-    """Return a result of (b, h, ...) without these two for columns of (N, 2)."""
-    return result if np.ndim(columns) == 4 else result[0, 0]

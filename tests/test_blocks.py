@@ -1,6 +1,7 @@
 """Lists of tiles: the reference against brute force and torch, the kernels against it."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import oracle
@@ -9,7 +10,7 @@ from on_cpu import emulator
 from strategies import cuts, random_pack
 
 import maskq_cupy
-from maskq_cupy import checks, plan, reference
+from maskq_cupy import checks, compiler, plan, reference
 from maskq_cupy.reference import Blocks
 
 SIZES = [(64, 64), (128, 128), (256, 128), (128, 64)]
@@ -280,35 +281,70 @@ def test_bad_arguments(change, kind, message):
 needs_gxx = pytest.mark.skipif(not emulator.available(), reason="g++ is not installed")
 
 
+class Call(NamedTuple):
+    columns: np.ndarray
+    row_num: int
+    block_size: tuple[int, int]
+    width: object = None
+    all_partial: bool = False
+
+    def expected(self):
+        """Return the reference's lists and the widths that cut nothing."""
+        needed = np.zeros(2, np.int32)
+        named = self._asdict()
+        row_num = named.pop("row_num")
+        return reference.to_blocks(q_token_num=row_num, needed=needed, **named), needed
+
+
 @emulator.planning()
-def add_call(script, columns, row_num, block_size, misaligned):
-    """Add a call whose buffers are exactly as large as the contract says, full of poison."""
-    shapes = plan.block_shapes(*plan.tile_grid(row_num, len(columns), block_size))
+def add_call(script, call, misaligned, rows_a_warp=None):
+    """Add a call whose buffers are exactly as large as the contract says, full of poison.
+
+    Its results are the lists and what width they needed. rows_a_warp: as if there were many rows.
+    """
+    lead = call.columns.shape[:-2] or (1, 1)
+    tiles = plan.tiles(
+        math.prod(lead), call.row_num, call.columns.shape[-2], call.block_size, call.width
+    )
     out = Blocks(
         *(
             script.buffer(np.full(shape, -77, np.int32), offset=4 * (i % 4) if misaligned else 0)
-            for i, shape in enumerate(shapes)
+            for i, shape in enumerate(plan.block_shapes(tiles, lead))
         )
     )
-    nbytes = plan.blocks_scratch_nbytes(row_num, len(columns), block_size)
-    scratch = script.buffer(np.full(nbytes, 0x5A, np.uint8))
+    memory = np.full(plan.lists_scratch_nbytes(tiles), 0x5A, np.uint8)
+    memory[: plan.zeroed_nbytes(tiles)] = 0
+    needed = script.buffer(np.zeros(2, np.int32))
     launches = plan.block_launches(
-        script.buffer(columns), len(columns), row_num, block_size, out, scratch
+        script.buffer(call.columns), tiles, out, script.buffer(memory), call.all_partial, needed
     )
     for launch in launches:
-        script.launch(launch)
-    for handle in out:
+        script.launch(launch if rows_a_warp is None else with_rows(launch, rows_a_warp))
+    for handle in (*out, needed):
         script.read(handle)
+
+
+def with_rows(launch, rows_a_warp):
+    """Return the launch with so many row tiles a warp, where it is of row tiles' narrow lists."""
+    if launch.kernel != "narrow_row_tile_lists":
+        return launch
+    named = launch.named
+    blocks = -(-named["row_tiles"] // (rows_a_warp * emulator.SIZES.block_threads // 32))
+    changed = {"rows_a_warp": rows_a_warp, "blocks_a_slice": blocks}
+    grid = launch.grid // named["blocks_a_slice"] * blocks
+    return compiler.launch_of(launch.kernel)(grid, **named | changed)
 
 
 def check(executable, calls):
     script = emulator.Script()
     for i, call in enumerate(calls):
-        add_call(script, *call, misaligned=i % 2 == 1)
+        add_call(script, call, misaligned=i % 2 == 1, rows_a_warp=(None, 4, 3)[i % 3])
     results = script.run(executable)
     for i, call in enumerate(calls):
-        blocks = Blocks(*results[8 * i : 8 * i + 8])
-        assert_equal(blocks, reference.to_blocks(*call), repr(call))
+        *blocks, needed = results[9 * i : 9 * i + 9]
+        expected, most = call.expected()
+        assert_equal(Blocks(*blocks), expected, repr(call))
+        np.testing.assert_array_equal(needed, most)
 
 
 @needs_gxx
@@ -318,7 +354,15 @@ def test_kernels_on_random_columns(builds, sanitizer, count):
 
 
 def random_calls(rng, count):
-    return [(*random_columns(rng, 300), random_block_size(rng)) for _ in range(count)]
+    """Half of one slice at full width; of the rest most are narrow."""
+    for i in range(count):
+        if i % 2:
+            yield Call(*random_columns(rng, 300), random_block_size(rng))
+            continue
+        columns, row_num = random_slices(rng, 200)
+        yield Call(
+            columns, row_num, random_block_size(rng), random_width(rng), bool(rng.random() < 0.3)
+        )
 
 
 @needs_gxx
@@ -335,26 +379,76 @@ def calls_around_words_and_chunks():
     for rows in (0, 1, 31, 32, 33, 64, chunk, chunk + 1, 2 * chunk + 33):
         bounds = rng.integers(-1, rows + 2, (5, 2)).astype(np.int32)
         bounds[2] = rows, 0
-        calls.append((bounds, rows, (1, 2)))
+        calls.append(Call(bounds, rows, (1, 2)))
     for column_num in (0, 1, 31, 32, 33, 127, 128, 129, 200):
         bounds = rng.integers(-1, 12, (column_num, 2)).astype(np.int32)
-        calls.append((bounds, 10, (3, 1)))
+        calls.append(Call(bounds, 10, (3, 1)))
     huge = 2**31 - 1
-    calls += [(bounds, 9, (huge, 7)), (bounds, 9, (1, huge)), (bounds, huge, (huge // 3, 7))]
-    return calls
+    sizes = [(9, (huge, 7)), (9, (1, huge)), (huge, (huge // 3, 7))]
+    calls += [Call(bounds, *size) for size in sizes]
+    return [*calls, *(call._replace(width=w) for call in calls for w in (2, (100, 9)))]
+
+
+@needs_gxx
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+def test_narrow_kernels_with_holes_and_far_tiles(builds, sanitizer):
+    check(builds(sanitizer), calls_with_holes_and_far_tiles())
+
+
+def calls_with_holes_and_far_tiles():
+    """Column tiles by hundreds, some far from a row tile's; live tiles in pieces."""
+    rng = np.random.default_rng(9)
+    lengths = rng.integers(0, 30, 45)
+    cu, total = cuts(lengths), int(lengths.sum())
+    packs = [
+        reference.get_attn_mask_q(cu, cu),
+        reference.get_attn_mask_q(cu, cu, causal=False),
+        reference.get_attn_mask_q(cu, cu, window=(9, 0), num_sink_tokens=3),
+        reference.get_attn_mask_q(cu, cuts(lengths // 3), kv_token_num=total),  # rows see nothing
+    ]
+    packs += [rng.permutation(packs[0]), rng.permutation(packs[2])]
+    # A tile whose columns jump back and forth, whole words between them.
+    jumps = np.tile(np.array([[5, 3], [total, total - 1], [600, 400], [0, 0]], np.int32), (20, 1))
+    packs.append(np.concatenate([packs[0][:400], jumps]))
+    for columns in packs:
+        for block_size, width in (((4, 1), (9, 35)), ((2, 64), (1, 3))):
+            yield Call(columns, total, block_size, width)
+            yield Call(columns, total, block_size, (width[0], 1), all_partial=True)
+    yield Call(packs[0], total, (8, 1), (30, 2000))
 
 
 def test_scratch_is_two_bits_a_tile():
     assert plan.blocks_scratch_nbytes(131072, 131072) == 2 * 1024 * 1024 // 8
     assert plan.blocks_scratch_nbytes(0, 5) == plan.blocks_scratch_nbytes(5, 0) == 0
+    assert plan.blocks_scratch_nbytes(4096, 4096, slices=6) == 6 * 2 * 32 * 32 // 8
+    full = plan.blocks_scratch_nbytes(4096, 4096, width=32)
+    assert full == plan.blocks_scratch_nbytes(4096, 4096)
     assert checks.check_block_size(64) == (64, 64)
 
 
 def test_memory_of_a_large_pack():
     """131,072 tokens: all that a call allocates, scratch and paddings too."""
-    shapes = plan.block_shapes(*plan.tile_grid(131072, 131072, (128, 128)))
-    lists = sum(4 * math.prod(shape) + 16 for shape in shapes)
-    assert lists + plan.blocks_scratch_nbytes(131072, 131072) < 40e6
+    assert allocated(131072, None) < 40e6
+
+
+def allocated(tokens, width):
+    """Return the bytes of lists and scratch of a pack with as many rows as keys."""
+    tiles = plan.tiles(1, tokens, tokens, (128, 128), width)
+    lists = sum(4 * math.prod(shape) + 16 for shape in plan.block_shapes(tiles))
+    return lists + plan.lists_scratch_nbytes(tiles)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_memory_of_narrow_lists(causal):
+    """16 M tokens in documents up to 32 K, the columns too."""
+    width = reference.blocks_width(32768, causal=causal)
+    assert 8 * 2**24 + allocated(2**24, width) < 1.5e9
+    assert plan.blocks_scratch_nbytes(2**24, 2**24, width=width) < 17 * 2**24 / 128
+
+
+def test_more_blocks_than_a_launch_has_are_refused():
+    with pytest.raises(ValueError, match=r"at most 2\*\*31 - 1 blocks, got 2147483648 tiles"):
+        plan.tiles(2, 1, 2**30, (1, 1))
 
 
 # On a GPU
@@ -406,7 +500,7 @@ def test_gpu_out_of_torch(cupy, misaligned):
     """Results go to any framework's arrays; columns come in either rank."""
     torch = pytest.importorskip("torch")
     columns, row_num = mask_of("documents")
-    shapes = plan.block_shapes(*plan.tile_grid(row_num, len(columns), (16, 16)))
+    shapes = plan.block_shapes(plan.tiles(1, row_num, len(columns), (16, 16)))
     out = []
     for shape in shapes:
         memory = torch.full((math.prod(shape) + 1,), -7, dtype=torch.int32, device="cuda")
