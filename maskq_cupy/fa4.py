@@ -121,8 +121,7 @@ def arguments(
     if deterministic:
         tiles = plan.tile_grid(q_token_num, tensor.shape[-2], size)
         _check_deterministic(capability, width, tiles, backward)
-    room = {} if width is None else {"width": width}
-    tensor, lists = flex.tile_lists(tensor, q_token_num, size, **room)
+    tensor, lists = flex.tile_lists(tensor, q_token_num, size, width=width)
     return _of_lists(
         tensor, lists, q_token_num, (head_dim, head_dim_v or head_dim), size, backward,
         deterministic,
