@@ -144,6 +144,7 @@ def test_reciprocals_divide_every_key():
         np.testing.assert_array_equal(quotients, keys // np.uint64(size), err_msg=str(size))
 
 
+@pytest.mark.slow
 def test_many_tiles_a_group(builds):
     check(builds("plain"), list(many_tiles_a_group()))
 
