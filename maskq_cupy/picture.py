@@ -331,6 +331,13 @@ def _labels(edges: np.ndarray, cuts: np.ndarray, pitch: int, gap: int) -> str:
     return line
 
 
+# What a path's ending asks for, and what keeps the day out of it.
+VECTORS: dict[str, tuple[str, dict]] = {
+    ".svg": ("svg", {"Date": None}),
+    ".pdf": ("pdf", {"CreationDate": None}),
+}
+
+
 def save_png(
     columns: np.ndarray,
     cu_seqlens_q: np.ndarray,
@@ -340,6 +347,8 @@ def save_png(
     beyond: Runs | None = None,
 ) -> None:
     """Save the mask as a PNG: each sequence in its colour, what it does not show in a tint.
+
+    As SVG or PDF where the path ends so.
 
     Takes what ``drawing`` takes; pairs beyond the intervals are black. With a ``block_size``, full
     tiles are shaded over it, partial ones less, and empty ones not. Raises ImportError without
@@ -380,7 +389,8 @@ def save_png(
     axes.set_xlabel(f"key column (of {column_num:,})")
     axes.set_ylabel(f"query row (of {row_num:,})")
     axes.spines[:].set_color("#c8ccd2")
-    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)
+    kind, undated = VECTORS.get(os.path.splitext(path)[1].lower(), ("png", {}))
+    figure.savefig(path, format=kind, bbox_inches="tight", pad_inches=0.15, metadata=undated)
 
 
 def _shade_tiles(axes: Any, columns: np.ndarray, row_num: int, block_size: tuple[int, int]) -> None:

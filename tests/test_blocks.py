@@ -365,6 +365,7 @@ def random_calls(rng, count):
         )
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_kernels_around_words_and_chunks(builds, sanitizer):
