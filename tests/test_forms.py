@@ -45,12 +45,23 @@ def test_four_columns_hide_what_two_columns_hide():
         pack = random_pack(rng, 60)
         columns = reference.get_attn_mask_q(*pack.arguments(), **pack.rule)
         row_num = int(pack.cu_seqlens_q[len(pack.cu_seqlens_k) - 1])
-        four = reference.to_four_columns(columns[None, None], row_num)
+        four = reference.to_four_columns(columns, row_num)
         assert four.dtype == np.int32
         row = np.arange(row_num)[:, None]
         low_start, low_end, high_start, high_end = four.T
         hidden = (row >= low_start) & (row < low_end) | (row >= high_start) & (row < high_end)
         np.testing.assert_array_equal(~hidden, oracle.shown(columns, row_num))
+
+
+@pytest.mark.parametrize("form", [reference.to_four_columns, reference.to_dense])
+@pytest.mark.parametrize("lead", [(1, 1), (2, 3), (0, 2)])
+def test_slices_are_each_alone(form, lead):
+    """Of (b, h, N, 2); also where there is one."""
+    slices = np.random.default_rng(2).integers(-2, 50, (*lead, 40, 2)).astype(np.int32)
+    result = form(slices, 45)
+    assert result.shape[:2] == lead
+    for at in np.ndindex(lead):
+        np.testing.assert_array_equal(result[at], form(slices[at], 45), strict=True)
 
 
 def test_dense_refuses_more_than_its_limit():
@@ -61,6 +72,8 @@ def test_dense_refuses_more_than_its_limit():
     with pytest.raises(ValueError, match="6 bytes, above limit=5"):
         reference.to_dense(columns[:3], 2, limit=5)
     assert reference.to_dense(columns[:3], 2, limit=6).shape == (2, 3)
+    with pytest.raises(ValueError, match="2 slices of 2 rows x 3 columns is 12 bytes, above"):
+        reference.to_dense(np.zeros((2, 1, 3, 2), np.int32), 2, limit=6)
 
 
 @needs_gxx
