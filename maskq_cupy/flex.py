@@ -1,4 +1,8 @@
-"""FlexAttention's BlockMask from columns, on torch's current stream and in torch's memory."""
+"""FlexAttention's BlockMask from columns, on torch's current stream and in torch's memory.
+
+In a compiled forward `block_mask` and `packed_block_mask` go through the operators of `torch_ops`,
+and take tensors on the CPU too.
+"""
 
 import math
 from collections.abc import Callable
