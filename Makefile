@@ -2,7 +2,7 @@
 # A stamp file a set of extras, `.venv/.with-EXTRAS`, makes the next run quick.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu mutants soak sanitize bench docs lint wheel venv clean
+.PHONY: help demo test quick test-gpu mutants soak sanitize bench figures docs lint wheel venv clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,28 +19,39 @@ CUDA_EXTRA := $(shell $(PYTHON) -c 'import ctypes; v = ctypes.c_int(); \
 endif
 
 FOR_DEMO := $(VENV)/.with-$(or $(CUDA_EXTRA),numpy)
+COMMA := ,
 # Tests compile the kernels for GPUs that need not be there.
-FOR_TEST := $(VENV)/.with-test,$(or $(CUDA_EXTRA),cuda12x)
+FOR_TEST := $(VENV)/.with-test,$(if $(TORCH),torch$(COMMA))$(or $(CUDA_EXTRA),cuda12x)
 FOR_BENCH := $(VENV)/.with-bench,$(or $(CUDA_EXTRA),cuda12x)
 FOR_LINT := $(VENV)/.with-lint
+FOR_DOCS := $(VENV)/.with-docs
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "PYTHON=python3.13   use this interpreter, in an environment of its own"
 	@echo "CUDA_EXTRA=cuda12x  or cuda13x: install this CuPy, whatever the driver says"
+	@echo "TORCH=1             install torch too: the tests that need it run from then on"
+	@echo "JOBS=1              run the tests in one process, not in one a core"
 
 demo: $(FOR_DEMO) ## pack real documents, build their columns, check and draw them
 	@$(BIN)/python -m maskq_cupy demo
 
+# Those that need a GPU share one process.
+JOBS ?= $(shell nproc)
+PARALLEL = $(if $(filter-out 1,$(JOBS)),--numprocesses $(JOBS) --dist loadgroup)
+
 test: $(FOR_TEST) ## run the tests; those that need a GPU too where there is one
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+quick: $(FOR_TEST) ## run each kernel once and what takes no time: half a minute
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu"
 
 test-gpu: $(FOR_TEST) ## run the tests that need a GPU, and no others
 	$(BIN)/python -m pytest -m gpu
 
-mutants: $(FOR_TEST) ## break the kernels on purpose and see that the tests notice, minutes
-	$(BIN)/python tests/mutants.py
+mutants: $(FOR_TEST) ## break changed kernels: the tests must notice; MUTANTS=--all: minutes
+	$(BIN)/python tests/mutants.py --jobs $(JOBS) $(MUTANTS)
 
 CALLS ?= 1000000
 soak: $(FOR_TEST) ## call a million times (on a GPU): memory and time are steady; CALLS=...
@@ -59,8 +70,11 @@ bench: $(FOR_BENCH) ## time everything on a GPU, and say which goals are reached
 	    --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks.json || failed=$$?; \
 	$(BIN)/python tests/benchmarks/report.py benchmarks.json && exit $$failed
 
-docs: $(FOR_BENCH) ## draw and count what the documentation shows, but for times on a GPU
+figures: $(FOR_BENCH) ## draw and count what the documentation shows, but for times on a GPU
 	$(BIN)/python tests/simulate_shards.py --write
+
+docs: $(FOR_DOCS) ## build the documentation into site/, a warning of it or a dead link ends it
+	$(BIN)/python -m mkdocs build
 
 lint: $(FOR_LINT) ## check style, format and types
 	$(BIN)/ruff check
@@ -73,7 +87,7 @@ wheel: $(FOR_DEMO) ## build the wheel into dist/
 venv: $(FOR_TEST) ## only make the environment that the tests run in
 
 clean: ## remove the environments and everything else that was made here
-	rm -rf .venv .venv-* build dist benchmarks.json .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-* build dist benchmarks.json .kernels site .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

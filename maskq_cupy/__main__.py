@@ -5,21 +5,26 @@ All three work without a GPU: the NumPy reference stands in, and their first lin
 
 import argparse
 import ctypes
+import platform
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from importlib import metadata
 from itertools import accumulate
 from typing import Any, NoReturn
 
 import numpy as np
 
-from maskq_cupy import checks, cp, picture, reference
+from maskq_cupy import __version__, checks, cp, installing, picture, reference
 from maskq_cupy.columns import get_attn_mask_q
 from maskq_cupy.compiler import compile_sources
 from maskq_cupy.gpu import gpu_problem, require_cupy
+
+FRAMEWORKS = ("torch", "flash-attn-4", "paddlepaddle", "paddlepaddle-gpu", "jax", "transformers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +46,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m maskq_cupy", description="Packed attention masks as columns.")
+    parser.add_argument("--version", action="version", version=f"maskq_cupy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="{show,demo,doctor}")
     show = commands.add_parser("show", help="print the columns of a packed batch and draw its mask")
     show.set_defaults(run=_show)
@@ -65,7 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--shards", type=int, metavar="4", help="deal the rows to so many ranks, and draw each")
     add("--scheme", metavar="zigzag", help=f"how to deal them: {', '.join(cp.SCHEMES)}")
-    add("--png", metavar="FILE", help="save the picture too (needs matplotlib)")
+    add(
+        "--png",
+        metavar="FILE",
+        help="save the picture too, as SVG or PDF by its ending (needs matplotlib)",
+    )
     demo = commands.add_parser("demo", help="pack, check, draw and time real documents")
     demo.set_defaults(run=_demo)
     doctor = commands.add_parser("doctor", help="say what is installed and what is missing")
@@ -320,7 +330,9 @@ def _doctor(options: argparse.Namespace) -> int:
     """Print what was found and the one thing to install; 0 if all is usable on a GPU, else 1."""
     headline, get_columns = _backend()
     driver = _driver_version()
-    print(f"{headline}\n\nPython   {sys.version.split()[0]}, NumPy {np.__version__}")
+    print(f"{headline}\n\nmaskq    {__version__}, {platform.platform()}")
+    print(f"Python   {platform.python_version()}, NumPy {np.__version__}")
+    print(f"beside   {_versions_beside() or 'no framework'}")
     print(f"driver   {'for CUDA ' + _version(driver) if driver else 'no NVIDIA driver found'}")
     try:
         cupy = require_cupy()
@@ -329,7 +341,7 @@ def _doctor(options: argparse.Namespace) -> int:
             print("CuPy     found, not imported")
             return _install(f"a folder for its kernels: {error}")
         print("CuPy     not found")
-        return _install(_extra(driver))
+        return _install(_cupy_for(driver))
     built_for = cupy.cuda.runtime.runtimeGetVersion()
     print(f"CuPy     {cupy.__version__}, for CUDA {_version(built_for)}")
     problem = gpu_problem()
@@ -342,12 +354,12 @@ def _doctor(options: argparse.Namespace) -> int:
     except Exception as error:  # whatever it is, doctor is there to report it
         reason = str(error).strip().partition("\n")[0]
         print(f"kernels  not compiled: {reason}")
-        return _install(_extra(built_for))
+        return _install(_cupy_for(built_for))
     print(f"kernels  {len(compiled)} files compiled for sm_{capability}")
     if problem and driver < 12000:
         return _install("an NVIDIA driver for CUDA 12 or later, and its GPU")
     if problem and driver // 1000 < built_for // 1000:
-        return _install(_extra(driver))
+        return _install(_cupy_for(driver))
     if problem:
         return _install("a GPU that this process may use; the software is complete")
     batch = [0, 3, 5], [0, 3, 7]
@@ -356,6 +368,15 @@ def _doctor(options: argparse.Namespace) -> int:
         return 1
     print("result   as the reference's\n\nNothing is missing.")
     return 0
+
+
+def _versions_beside() -> str:
+    """Return the versions of the frameworks that are installed, without importing them."""
+    found = []
+    for name in FRAMEWORKS:
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return ", ".join(found)
 
 
 def _driver_version() -> int:
@@ -373,8 +394,8 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def _extra(cuda: int) -> str:
-    return f'pip install "maskq-cupy[cuda{13 if cuda >= 13000 else 12}x]"'
+def _cupy_for(cuda: int) -> str:
+    return installing.CUPY[13 if cuda >= 13000 else 12]
 
 
 def _install(what: str) -> int:

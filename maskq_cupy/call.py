@@ -48,7 +48,10 @@ class Call:
         array, or a dict of some by name."""
         self.out, self._device_before = out, device_before
         self.device = device = gpu.current_device()
-        self._current = launch = current = streams.current_stream(device)
+        current = gpu.get_current_stream(device).ptr
+        if current == 1:
+            current = streams.LEGACY_STREAM
+        self._current = launch = current
         if stream is not None:
             launch = streams.launch_stream(stream)
         self._launch = launch
@@ -157,16 +160,12 @@ class Call:
 
     def _new(self, dtype: str, shape: tuple[int, ...]) -> int:
         self.forbid_in_capture("the result is allocated: give out=")
-        # As cupy.empty does, which costs a third more.
-        self.out = self._allocated(gpu.ndarray, shape, dtype)
-        return self.out.data.ptr
-
-    def _allocated(self, make: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what is made with memory of the launch stream's part of CuPy's pool."""
-        if self._launch == self._current:
-            return make(*arguments)
-        with streams.as_current(self._launch):
-            return make(*arguments)
+        if self._launch == self._current:  # as cupy.empty does, which costs a third more
+            self.out = out = gpu.ndarray(shape, dtype)
+        else:
+            with streams.as_current(self._launch):  # whose part of CuPy's pool it is then from
+                self.out = out = gpu.ndarray(shape, dtype)
+        return out.data.ptr
 
     def scratch(self, nbytes: int) -> int:
         """Return the address of scratch memory: the caller's, or else from CuPy's pool.
@@ -185,7 +184,11 @@ class Call:
 
     def allocate(self, nbytes: int) -> int:
         """Return the address of memory from CuPy's pool that is kept so long as the call lasts."""
-        memory = self._allocated(gpu.cupy.cuda.alloc, nbytes)
+        if self._launch == self._current:
+            memory = gpu.cupy.cuda.alloc(nbytes)
+        else:
+            with streams.as_current(self._launch):
+                memory = gpu.cupy.cuda.alloc(nbytes)
         self._kept = memory, getattr(self, "_kept", None)
         return memory.ptr
 
@@ -243,8 +246,9 @@ def columns_of(call: Call, check_form: Callable[..., int] = checks.check_columns
         )
     columns = call.inputs["columns"]
     check_form(columns.dtype, columns.shape)
-    checks.check_contiguous("columns", columns)
-    checks.check_aligned("columns", columns, 8)
+    if not columns.contiguous or columns.pointer % 8:
+        checks.check_contiguous("columns", columns)
+        checks.check_aligned("columns", columns, 8)
     return columns
 
 

@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from maskq_cupy import gpu
+from maskq_cupy import gpu, installing
 
 
 class Sizes(NamedTuple):
@@ -36,8 +36,7 @@ SIZES = Sizes()  # tests replace it whole
 OPTIONS = ("-std=c++17", *SIZES.definitions)
 
 _MISSING_NVRTC = (
-    "CuPy compiles the kernels with NVRTC, which it does not find: "
-    'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version)'
+    f"CuPy compiles the kernels with NVRTC, which it does not find: {installing.EITHER_CUPY}"
 )
 
 
@@ -319,6 +318,9 @@ def warm_up(device: int | None = None) -> None:
 
     Seconds the first time on a machine, milliseconds from CuPy's disk cache, microseconds from then
     on. Calls do it by themselves at a kernel's first use, but not in a graph capture.
+
+    Args:
+        device: its number.
 
     Raises:
         RuntimeError: without a GPU or NVRTC.

@@ -8,7 +8,7 @@ Made once, the arguments serve every layer of a step. On torch's current stream,
 
 import functools
 import warnings
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import torch
@@ -116,17 +116,16 @@ def arguments(
         ImportError: without FlashAttention-4.
     """
     tensor = flex.on_gpu(columns, "columns")
+    row_num = checks.check_int(q_token_num, "q_token_num")
     capability = torch.cuda.get_device_capability(tensor.device)
     size = block_size(head_dim, capability, head_dim_v, backward)
     if deterministic:
-        tiles = plan.tile_grid(q_token_num, tensor.shape[-2], size)
+        tiles = plan.tile_grid(row_num, tensor.shape[-2], size)
         _check_deterministic(capability, width, tiles, backward)
     room = {} if width is None else {"width": width}
-    tensor, lists = flex.tile_lists(tensor, q_token_num, size, **room)
-    return _of_lists(
-        tensor, lists, q_token_num, (head_dim, head_dim_v or head_dim), size, backward,
-        deterministic,
-    )  # fmt: skip
+    lists = flex.tile_lists(tensor, row_num, size, **room)
+    head_dims = (head_dim, head_dim_v or head_dim)
+    return _of_lists(tensor, lists, row_num, head_dims, size, backward, deterministic)
 
 
 def packed_arguments(
@@ -290,7 +289,13 @@ def _broadcast(columns: torch.Tensor) -> torch.Tensor:
 @functools.cache
 def _warn_of_versions() -> None:
     """Say once where FlashAttention-4 is not of the versions that the tests ran with."""
-    found = {name: version(name) for name in TESTED}
+    try:
+        found = {name: version(name) for name in TESTED}
+    except PackageNotFoundError as error:
+        raise ImportError(
+            'maskq_cupy.fa4 needs FlashAttention-4: pip install "maskq-cupy[fa4]" (and '
+            '"flash-attn-4[cu13]" beside cuda13x)'
+        ) from error
     if found != TESTED:
         tested, now = (", ".join(map(" ".join, pairs.items())) for pairs in (TESTED, found))
         message = f"maskq_cupy.fa4 was tested with {tested}; found {now}"

@@ -60,8 +60,8 @@ def forward_lists(blocks: Blocks, *, framework: str | None = None) -> tuple[Any,
     spans at 128 K: measure yours.
 
     Args:
-        blocks: what ``to_blocks(columns, Q, (128, 128))`` returned, of full width: for the tiles
-            that the kernel computes, (128, 128) up to head_dim 128.
+        blocks: what ``to_blocks(columns, Q, (128, 128))`` returned, of full width: those are the
+            tiles that the kernel computes up to head_dim 128; above it is (128, 64).
         framework: ``"torch"`` or ``"paddle"``, for arrays of another framework than the result.
 
     Returns:

@@ -57,17 +57,14 @@ def block_mask(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    block_size = checks.check_block_size(block_size)
-    tensor, lists = tile_lists(columns, q_token_num, block_size)
-    return _of_lists(lists, tensor, q_token_num, block_size)
-
-
-def tile_lists(
-    columns: Any, q_token_num: int, block_size: tuple[int, int]
-) -> tuple[torch.Tensor, Blocks]:
-    """Return the columns as a tensor, and their lists as `block_mask` holds them."""
     tensor = on_gpu(columns, "columns")
     row_num = checks.check_int(q_token_num, "q_token_num")
+    block_size = checks.check_block_size(block_size)
+    return _of_lists(tile_lists(tensor, row_num, block_size), tensor, row_num, block_size)
+
+
+def tile_lists(tensor: torch.Tensor, row_num: int, block_size: tuple[int, int]) -> Blocks:
+    """Return the lists of columns on a GPU as `block_mask` holds them; numbers are checked."""
     column_num = checks.check_columns_form(_dtype(tensor), tensor.shape)
     parts, scratch_start, words = _layout(row_num, column_num, block_size)
     memory = torch.empty(words, dtype=torch.int32, device=tensor.device)
@@ -75,7 +72,7 @@ def tile_lists(
     pointers = Blocks(*[first + 4 * start for _, _, start in parts])
     scratch = first + 4 * scratch_start
     write_lists(tensor, row_num, block_size, pointers, scratch, _current_stream(tensor))
-    return tensor, Blocks(*[memory.as_strided(*part) for part in parts])
+    return Blocks(*[memory.as_strided(*part) for part in parts])
 
 
 def packed_block_mask(

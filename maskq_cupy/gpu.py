@@ -7,14 +7,17 @@ import os
 from functools import cache
 from typing import Any
 
+from maskq_cupy import installing
+
 cupy: Any = None
 runtime: Any = None  # cupy.cuda.runtime
 driver: Any = None  # cupy.cuda.driver
 ndarray: Any = None  # cupy.ndarray
+get_current_stream: Any = None  # cupy.cuda.get_current_stream
 
 _MISSING_CUPY = (
     "maskq_cupy computes on the GPU with CuPy, which is not installed: "
-    'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version); '
+    f"{installing.EITHER_CUPY}; "
     "maskq_cupy.reference needs NumPy alone"
 )
 UNUSABLE_CACHE = (
@@ -25,7 +28,7 @@ UNUSABLE_CACHE = (
 
 def require_cupy() -> Any:
     """Return the cupy module, or raise ImportError with one line that says what to do."""
-    global cupy, runtime, driver, ndarray
+    global cupy, runtime, driver, ndarray, get_current_stream
     if cupy is None:
         try:
             import cupy as found
@@ -34,6 +37,7 @@ def require_cupy() -> Any:
         except OSError as error:  # it makes the folder when it is imported
             raise ImportError(f"{UNUSABLE_CACHE} {error}") from None
         runtime, driver = found.cuda.runtime, found.cuda.driver
+        get_current_stream = found.cuda.get_current_stream
         ndarray, cupy = found.ndarray, found
     return cupy
 

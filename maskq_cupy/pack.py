@@ -12,7 +12,9 @@ from maskq_cupy.facts import Facts
 
 def asked_column_num(call: Call, kv_token_num: Any) -> int | None:
     """Return the number of columns that `kv_token_num` or `out` say, or None."""
-    column_num = None if kv_token_num is None else checks.check_token_num(kv_token_num)
+    column_num = kv_token_num
+    if column_num is not None:
+        column_num = checks.check_int(column_num, "kv_token_num", 0, "an int or None")
     if call.out is None:
         return column_num
     target = call.targets["out"]
@@ -73,7 +75,8 @@ def _check_cuts(q: Facts, k: Facts) -> None:
 
 def _intervals(array: Facts) -> plan.Intervals:
     row_num = checks.check_intervals_form(array.dtype, array.shape)
-    checks.check_contiguous("attn_mask_kv", array)
+    if not array.contiguous:
+        checks.check_contiguous("attn_mask_kv", array)
     return _new(plan.Intervals, (array.pointer, array.dtype == "int64", row_num))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from maskq_cupy import checks, cp, reference
+from maskq_cupy import checks, cp, installing, reference
 
 LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 # Of Okabe and Ito, who chose them for the colour-blind; the last is of several sequences.
@@ -335,6 +335,13 @@ def _labels(edges: np.ndarray, cuts: np.ndarray, pitch: int, gap: int) -> str:
     return line
 
 
+# What a path's ending asks for, and what keeps the day out of it.
+VECTORS: dict[str, tuple[str, dict]] = {
+    ".svg": ("svg", {"Date": None}),
+    ".pdf": ("pdf", {"CreationDate": None}),
+}
+
+
 def save_png(
     columns: np.ndarray,
     cu_seqlens_q: np.ndarray,
@@ -348,17 +355,19 @@ def save_png(
 ) -> None:
     """Save the mask as a PNG: each sequence in its colour, what it does not show in a tint.
 
+    As SVG or PDF where the path ends so.
+
     Takes what ``drawing`` takes; pairs beyond the intervals are black. With a ``block_size``, full
     tiles are shaded over it, partial ones less, and empty ones not. ``names`` are those of the
     sequences, their letters where it says nothing; ``arrows`` is a column whose UTE and LTS arrows
-    point out. Raises ImportError without matplotlib, naming the extra that brings it, and
-    ValueError for a pack without rows or keys.
+    point out. Raises ImportError without matplotlib, saying how to install it, and ValueError for a
+    pack without rows or keys.
     """
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator, StrMethodFormatter
     except ImportError:
-        raise ImportError('a PNG needs matplotlib: pip install "maskq-cupy[plot]"') from None
+        raise ImportError(f"a PNG needs matplotlib: {installing.PLOT}") from None
     q, k = cu_seqlens_q[: len(cu_seqlens_k)], cu_seqlens_k
     row_num, column_num = int(q[-1]), len(columns)
     if not row_num or not column_num:
@@ -387,7 +396,8 @@ def save_png(
     axes.set_xlabel("key column", fontsize=13)
     axes.set_ylabel("query row", fontsize=13)
     axes.spines[:].set_color("#c8ccd2")
-    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.1)
+    kind, undated = VECTORS.get(os.path.splitext(path)[1].lower(), ("png", {}))
+    figure.savefig(path, format=kind, bbox_inches="tight", pad_inches=0.1, metadata=undated)
 
 
 def _painted(

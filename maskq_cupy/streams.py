@@ -6,16 +6,8 @@ from typing import Any, NamedTuple
 
 from maskq_cupy import gpu
 
-LEGACY_STREAM = 0  # also spelled 1
+LEGACY_STREAM = 0  # also spelled 1: a pointer is given as 0 from where it is found on
 _DEFAULT_STREAMS = 2  # legacy and per-thread have no address, and belong to any device
-
-
-def current_stream(device: int) -> int:
-    """Return the pointer of CuPy's current stream.
-
-    `device` is the current device, so that CuPy need not ask the driver for it again.
-    """
-    return normal(gpu.cupy.cuda.get_current_stream(device).ptr)
 
 
 def launch_stream(stream: Any) -> int:

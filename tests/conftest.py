@@ -14,6 +14,25 @@ def pytest_addoption(parser):
         parser.addini("timeout", "seconds a test, where pytest-timeout is installed")
 
 
+# Fixtures that take long, once a process: what uses them is slow, and shares a process.
+LONG = {"built", "compiled_on_cpu", "printed"}
+
+
+# First: pytest-xdist reads the groups in this hook too.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        sanitizer = callspec.params.get("sanitizer", "plain") if callspec else "plain"
+        long = LONG & {*item.fixturenames}
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.xdist_group("gpu"))
+        elif long:
+            item.add_marker(pytest.mark.xdist_group(*long))
+        if long or sanitizer != "plain":
+            item.add_marker(pytest.mark.slow)
+
+
 # One skip from one line of code: pytest folds equal places and reasons into a single line.
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
@@ -21,6 +40,19 @@ def pytest_runtest_setup(item):
         pytest.skip(
             "no CUDA device: the GPU suite runs with `pytest -m gpu` on a machine that has one "
             f"({reason})"
+        )
+
+
+# Behind pytest's own last line.
+def pytest_unconfigure(config):
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or importlib.util.find_spec("torch"):
+        return
+    reasons = [str(report.longrepr) for report in reporter.stats.get("skipped", ())]
+    if count := sum("'torch'" in reason or "torch is not" in reason for reason in reasons):
+        reporter.write_line(
+            f"{count} tests or files of them were skipped for want of torch: "
+            "`make venv TORCH=1` installs it"
         )
 
 
@@ -34,12 +66,14 @@ def why_no_gpu():
 
 
 @pytest.fixture(scope="session")
-def builds(tmp_path_factory):
-    """Return what builds the kernels for the CPU, once a sanitizer for all files of tests."""
+def builds():
+    """Return what builds the kernels for the CPU, once a sanitizer for all files of tests.
+
+    The builds are kept in `.kernels` for later runs, and for other processes of this one.
+    """
     if not emulator.available():
         pytest.skip("g++ is not installed")
-    folder = tmp_path_factory.mktemp("on_cpu")
-    return lambda sanitizer: emulator.build(folder, sanitizer)
+    return functools.cache(lambda sanitizer: emulator.build(sanitizer=sanitizer))
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,21 @@
     python tests/fa4_compile.py 90 64 128,4d        # sm_90: head_dim 64, then 128 with 4D columns
 
 A case is HEAD_DIM[/HEAD_DIM_V][,OPTION...] of the options 4d (columns of every batch row and head),
-forward (no backward pass), gqa and deterministic; a line is printed for each. In a process of its
-own: what FlashAttention-4 compiles for, it takes from the environment when it is imported.
+heads (of every head, for all batch rows), forward (no backward pass), gqa and deterministic; a line
+is printed for each. In a process of its own: what FlashAttention-4 compiles for, it takes from the
+environment when it is imported.
 """
 
+import importlib.util
 import os
 import sys
 import time
+
+
+def is_installed():
+    """Is FlashAttention-4 there? It shares the name of its package with older ones."""
+    parent = importlib.util.find_spec("flash_attn")
+    return parent is not None and importlib.util.find_spec("flash_attn.cute") is not None
 
 
 def main(arch, *cases):
@@ -92,7 +100,7 @@ def run(capability, dim, dim_v, options, q_token_num, kv_token_num, width):
     size = fa4.block_size(dim, capability, dim_v, backward)
     with FakeTensorMode():
         cuda = {"device": "cuda"}
-        form = (batch, heads) if "4d" in options else ()
+        form = (batch, heads) if "4d" in options else (1, heads) if "heads" in options else ()
         columns = torch.empty(*form, kv_token_num, 2, dtype=torch.int32, **cuda)
         row_tiles, column_tiles = plan.tile_grid(q_token_num, kv_token_num, size)
         shapes = plan.block_shapes(row_tiles, column_tiles)

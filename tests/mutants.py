@@ -1,20 +1,27 @@
 # ruff: noqa: E402, E501
 """Breaks the kernels on purpose, one place at a time, and shows that the CPU suite notices.
 
-    python tests/mutants.py [word ...]     those whose file, text or reason has one of the words; else all
+    python tests/mutants.py               those of the kernel files that the branch changes
+    python tests/mutants.py --since REV   those of the files that differ from a revision
+    python tests/mutants.py WORD ...      those whose file, text or reason has one of the words
+    python tests/mutants.py --all
 
 Prints a line a mutant, and exits with 1 if one survived. A survivor is a test that is missing.
 """
 
+import argparse
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 import numpy as np
 import test_blocks
@@ -601,7 +608,6 @@ def run_splits(executable, by):
     splits.check(executable, SECONDS)
 
 
-OF_COLUMNS = Suite((RULE, INTERVALS), run_columns)
 OF_TREES = Suite((TREE,), run_trees)
 OF_EXCESS = Suite((INTERVALS, EXCESS), run_excess)
 
@@ -666,6 +672,8 @@ def how_suite_notices(suite, mutant, folder):
     except subprocess.TimeoutExpired:
         return "hangs"
     except RuntimeError as error:
+        if "no kernel" in str(error):
+            raise  # of the suite's own files, not of the mutant
         for report in ("AddressSanitizer", "runtime error", "data race", "guards"):
             if report in str(error):
                 return report
@@ -673,24 +681,90 @@ def how_suite_notices(suite, mutant, folder):
     return None
 
 
-def main(words):
-    chosen = [m for m in MUTANTS if not words or any(w in part for w in words for part in m)]
-    survivors = 0
+def git(*arguments, root):
+    """Return what git prints, or None where it fails or is not there."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def branching_point(root=ROOT):
+    """Return the commit that the branch left its upstream at, or main; None where git has none."""
+    for other in ("@{upstream}", "origin/HEAD", "main"):
+        if found := git("merge-base", "HEAD", other, root=root):
+            return found
+    return None
+
+
+def changed_kernels(since, root=ROOT):
+    """Return the names of kernel files that differ from a revision, committed or not."""
+    changed = git("diff", "--name-only", since, "--", "kernels", root=root)
+    if changed is None:
+        sys.exit(f"git knows no revision {since}: --all runs all mutants")
+    new = git("ls-files", "--others", "--exclude-standard", "--", "kernels", root=root)
+    return {Path(path).name for path in [*changed.splitlines(), *new.splitlines()]}
+
+
+def choose(options):
+    """Return the mutants to run, and what they are in words."""
+    since = options.since or branching_point()
+    if options.words:
+        has_word = [m for m in MUTANTS if any(w in part for w in options.words for part in m)]
+        return has_word, f"those with {' or '.join(options.words)}"
+    if options.all or since is None:
+        return MUTANTS, "all"
+    files = changed_kernels(since)
+    of_files = [m for m in MUTANTS if m.file in files]
+    return of_files, f"those of {', '.join(sorted(files)) or 'no file'}, changed since {since:.12}"
+
+
+def judge(mutant):
+    """Return how the mutant is noticed, and the seconds that took."""
+    begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        for i, mutant in enumerate(chosen, start=1):
-            begin = time.perf_counter()
-            noticed = how_noticed(mutant, folder)
-            seconds = time.perf_counter() - begin
-            survivors += noticed is None
-            line = " ".join(mutant.old.split())
-            print(
-                f"{i:3} {mutant.file:20} {mutant.why:11} {noticed or 'SURVIVED':16} "
-                f"{seconds:5.1f} s  {line:.60}",
-                flush=True,
-            )
+        noticed = how_noticed(mutant, folder)
+    return noticed, time.perf_counter() - begin
+
+
+def judgements(chosen, jobs):
+    """Yield each mutant, and how it is noticed, from processes side by side."""
+    if jobs == 1:
+        yield from ((mutant, *judge(mutant)) for mutant in chosen)
+        return
+    hanging = []
+    with ProcessPoolExecutor(jobs) as pool:
+        for mutant, (noticed, seconds) in zip(chosen, pool.map(judge, chosen), strict=True):
+            if noticed == "hangs":
+                hanging.append(mutant)
+            else:
+                yield mutant, noticed, seconds
+    # Beside others a run may only have been slow: alone it shows.
+    yield from judgements(hanging, 1)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Break the kernels; the tests must notice.")
+    parser.add_argument("words", nargs="*", help="of a mutant's file, text or reason")
+    parser.add_argument("--since", metavar="REV", help="of files changed since, not of the branch")
+    parser.add_argument("--all", action="store_true", help="all mutants")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at once; a core each")
+    options = parser.parse_args(arguments)
+    chosen, what = choose(options)
+    print(f"{len(chosen)} of {len(MUTANTS)} mutants: {what}", flush=True)
+    survivors = 0
+    for i, (mutant, noticed, seconds) in enumerate(judgements(chosen, options.jobs), start=1):
+        survivors += noticed is None
+        line = " ".join(mutant.old.split())
+        print(
+            f"{i:3} {mutant.file:20} {mutant.why:11} {noticed or 'SURVIVED':16} "
+            f"{seconds:5.1f} s  {line:.60}",
+            flush=True,
+        )
     print(f"{len(chosen)} mutants, {survivors} survived")
     return 1 if survivors else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

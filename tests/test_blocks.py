@@ -222,6 +222,7 @@ def random_calls(rng, count):
     return [(*random_columns(rng, 300), random_block_size(rng)) for _ in range(count)]
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_kernels_around_words_and_chunks(builds, sanitizer):

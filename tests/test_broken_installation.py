@@ -40,12 +40,14 @@ for _ in range(2):
 NO_CUPY = (
     "ImportError: "
     "maskq_cupy computes on the GPU with CuPy, which is not installed: "
-    'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version); '
+    'pip install "cupy-cuda12x>=14" "nvidia-cuda-nvrtc-cu12>=12.8" '
+    '(with CUDA 13: pip install "cupy-cuda13x>=14" "nvidia-cuda-nvrtc==13.*"); '
     "maskq_cupy.reference needs NumPy alone"
 )
 NO_NVRTC = (
     "CuPy compiles the kernels with NVRTC, which it does not find: "
-    'pip install "maskq-cupy[cuda12x]" (or [cuda13x], by your CUDA version)'
+    'pip install "cupy-cuda12x>=14" "nvidia-cuda-nvrtc-cu12>=12.8" '
+    '(with CUDA 13: pip install "cupy-cuda13x>=14" "nvidia-cuda-nvrtc==13.*")'
 )
 NO_CACHE = (
     "CuPy keeps compiled kernels in a folder that it cannot use: "

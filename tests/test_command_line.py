@@ -1,16 +1,19 @@
 """The command line, as its user sees it: output, error lines, exit codes."""
 
 import os
+import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import maskq_cupy
 from maskq_cupy import __main__ as command_line
-from maskq_cupy import reference
+from maskq_cupy import installing, reference
 
 
 @pytest.fixture
@@ -269,8 +272,24 @@ def test_doctor_finds_nothing_missing(stand_in_cupy, capsys):
     assert out.startswith("GPU: A GPU, CuPy 14.2.0\n")
     assert "CUDA 12.8" in out
     assert "NVRTC    12.9" in out
+    assert f"maskq    {maskq_cupy.__version__}, {platform.platform()}\n" in out
+    assert f"Python   {platform.python_version()}, NumPy {np.__version__}\n" in out
     assert "sm_90" in out
     assert "Nothing is missing." in out
+
+
+def test_doctor_names_the_frameworks_beside(stand_in_cupy, capsys, monkeypatch):
+    def version(name):
+        if name != "torch":
+            raise metadata.PackageNotFoundError
+        return "9.8"
+
+    monkeypatch.setattr(command_line.metadata, "version", version)
+    assert "\nbeside   torch 9.8\n" in run(capsys, "doctor")[1]
+
+
+def test_version(capsys):
+    assert run(capsys, "--version") == (0, f"maskq_cupy {maskq_cupy.__version__}\n", "")
 
 
 def test_doctor_catches_a_wrong_result(stand_in_cupy, capsys, monkeypatch):
@@ -280,7 +299,7 @@ def test_doctor_catches_a_wrong_result(stand_in_cupy, capsys, monkeypatch):
     assert "FAILED" in out
 
 
-@pytest.mark.parametrize(("driver", "extra"), [(0, "12"), (12040, "12"), (13000, "13")])
+@pytest.mark.parametrize(("driver", "extra"), [(0, 12), (12040, 12), (13000, 13)])
 def test_doctor_without_cupy_names_the_extra_for_the_driver(
     no_gpu, capsys, monkeypatch, driver, extra
 ):
@@ -291,7 +310,7 @@ def test_doctor_without_cupy_names_the_extra_for_the_driver(
     monkeypatch.setattr(command_line, "_driver_version", lambda: driver)
     code, out, _ = run(capsys, "doctor")
     assert code == 1
-    assert out.endswith(f'\nMissing: pip install "maskq-cupy[cuda{extra}x]"\n')
+    assert out.endswith(f"\nMissing: {installing.CUPY[extra]}\n")
 
 
 def test_doctor_without_a_gpu_still_compiles(stand_in_cupy, no_gpu, capsys, monkeypatch):
@@ -309,7 +328,7 @@ def test_doctor_with_too_old_a_driver_names_the_other_extra(
     monkeypatch.setattr(stand_in_cupy.cuda.runtime, "runtimeGetVersion", lambda: 13000)
     code, out, _ = run(capsys, "doctor")
     assert code == 1
-    assert 'Missing: pip install "maskq-cupy[cuda12x]"' in out
+    assert f"Missing: {installing.CUPY[12]}\n" in out
 
 
 def test_doctor_where_nothing_compiles_names_the_extra(stand_in_cupy, capsys, monkeypatch):
@@ -320,7 +339,7 @@ def test_doctor_where_nothing_compiles_names_the_extra(stand_in_cupy, capsys, mo
     code, out, _ = run(capsys, "doctor")
     assert code == 1
     assert "kernels  not compiled: no NVRTC\n" in out
-    assert 'Missing: pip install "maskq-cupy[cuda12x]"' in out
+    assert f"Missing: {installing.CUPY[12]}\n" in out
 
 
 @pytest.mark.gpu

@@ -526,6 +526,7 @@ def test_runs_on_the_cpu(builds, sanitizer, count, most_groups):
     calls.check(builds(sanitizer))
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_runs_around_edges(builds, sanitizer):
@@ -543,6 +544,7 @@ def runs_around_edges():
             calls.add_ids(ids, 3, padding_id=1)
             calls.add_spans(ids, 2, 0)
             calls.add_spans(ids, 2, 1)
+            calls.add_spans(ids, 3, 7)  # one behind the other
         alternating = np.arange(size) % 2
         calls.add_ids(alternating, size)
         calls.add_ids(alternating, size // 2)
@@ -562,6 +564,7 @@ def add_many_groups(calls, rounds=3):
     calls.add_ids(ids, 5, padding_id=0)
     calls.add_spans(ids, 5, 0)
     calls.most_groups = 2
+    calls.add_ids(np.arange(3 * 4 * threads) // 99, 50)  # the last group is not full
     for rate in (0.001, 0.3):
         ids = np.cumsum(rng.random(2 * 32 * threads * rounds) < rate) % 3
         calls.add_ids(ids, len(ids))
@@ -579,6 +582,7 @@ def test_masks_on_the_cpu(builds, sanitizer, count):
     calls.check(builds(sanitizer))
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_masks_around_edges(builds, sanitizer):

@@ -1,5 +1,8 @@
 """The guards of the CPU runs hold: a kernel that reads or writes outside its arrays is reported."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from on_cpu import emulator
@@ -23,11 +26,11 @@ extern "C" __global__ void race(int* words)
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory):
+def build():
     if not emulator.available():
         pytest.skip("g++ is not installed")
-    folder = tmp_path_factory.mktemp("outside")
-    return lambda sanitizer: emulator.build(folder, sanitizer, {"outside.cu": OUTSIDE})
+    sources = {"outside.cu": OUTSIDE}
+    return lambda sanitizer: emulator.build(sanitizer=sanitizer, sources=sources)
 
 
 @pytest.mark.parametrize(("size", "offset"), [(7, 0), (100, 4), (8, 8)])
@@ -67,3 +70,41 @@ def test_preloaded_libraries_do_not_reach_a_build(build, monkeypatch):
     script.launch(Launch("write_at", 1, (words, 2)))
     script.read(words)
     assert script.run(build("address"))[0].tolist() == [0, 0, 1, 0]
+
+
+@pytest.mark.slow
+def test_builds_are_kept_by_what_they_are_made_of(tmp_path, monkeypatch):
+    if not emulator.available():
+        pytest.skip("g++ is not installed")
+    monkeypatch.setattr(emulator, "KEPT", 2)
+
+    def build(old, new):
+        path = emulator.build(tmp_path, sources={"outside.cu": OUTSIDE.replace(old, new)})
+        return path, path.stat().st_ino
+
+    one, other = build("", ""), build("= 1;", "= 2;")
+    assert build("", "") == one != other  # found, not made again
+    third = build("= 1;", "= 3;")
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {one[0].name, third[0].name, "plain.lock"}  # the last used
+
+
+@pytest.mark.slow
+def test_processes_build_once(tmp_path):
+    """Several at once, in one folder: one builds, the others wait for it."""
+    if not emulator.available():
+        pytest.skip("g++ is not installed")
+    code = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+from on_cpu import emulator
+made, compile = [], emulator._compile
+emulator._compile = lambda *given: made.append(given) or compile(*given)
+emulator.build({str(tmp_path)!r}, sources={{"outside.cu": {OUTSIDE!r}}})
+print(len(made))
+"""
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert sorted(run.communicate()[0].strip() for run in runs) == ["0", "0", "1"]

@@ -5,15 +5,15 @@ has a control: one bound of one column moved by one is seen.
 """
 
 import functools
-import importlib.util
 
+import fa4_compile
 import numpy as np
 import pytest
 from strategies import cuts
 
 from maskq_cupy import reference
 
-if importlib.util.find_spec("flash_attn") is None:
+if not fa4_compile.is_installed():
     pytest.skip("flash-attn-4 is not installed", allow_module_level=True)
 torch = pytest.importorskip("torch")
 fa4 = pytest.importorskip("maskq_cupy.fa4")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import maskq_cupy
 from maskq_cupy import flashmask, reference
 
 COLUMNS = reference.get_attn_mask_q([0, 120, 300], [0, 150, 400], None, 410)
@@ -129,3 +130,34 @@ def test_lists_of_either_framework_stay_there(framework):
     given = reference.Blocks(*map(FRAMEWORKS[framework], blocks))
     for tensor in flashmask.forward_lists(given):
         assert type(tensor).__module__.partition(".")[0] == framework
+
+
+@pytest.mark.gpu
+def test_gpu_kernel_gives_with_our_lists_what_it_gives_alone():
+    """Where the fork of FlashAttention-4 is installed that has it."""
+    interface = pytest.importorskip(
+        "flash_mask.cute.interface", reason="FlashMask's fork is absent"
+    )
+    import paddle
+    from flash_mask.cute.block_sparsity import BlockSparseTensorsPaddle
+
+    columns = reference.get_attn_mask_q([0, 300, 1024], [0, 300, 1024])
+    on_gpu = maskq_cupy.get_attn_mask_q([0, 300, 1024], [0, 300, 1024])
+    bounds = flashmask.startend_row_indices(on_gpu, framework="paddle")
+    blocks = maskq_cupy.to_blocks(on_gpu, 1024)
+    lists = flashmask.forward_lists(blocks, framework="paddle")
+    q, k, v = (paddle.randn([1, 1024, 4, 128]).astype("bfloat16") for _ in range(3))
+
+    def attend(**options):
+        out = interface._flash_attn_fwd(
+            q, k, v, startend_row_indices=bounds, causal=False, **options
+        )[0]
+        return out.astype("float32").numpy()
+
+    ours = attend(block_sparse_tensors=BlockSparseTensorsPaddle(*lists))
+    np.testing.assert_allclose(ours, attend(), atol=1e-2)
+    shown = paddle.to_tensor(reference.to_dense(columns, 1024))[None, None]
+    dense = paddle.nn.functional.scaled_dot_product_attention(
+        *(x.astype("float32") for x in (q, k, v)), attn_mask=shown
+    )
+    np.testing.assert_allclose(ours, dense.numpy(), atol=2e-2)

@@ -79,6 +79,7 @@ def tile_edges():
     yield low_rows_behind_an_edge()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_tile_edges(builds, sanitizer):
     check(builds(sanitizer), list(tile_edges()))
@@ -123,6 +124,7 @@ def span_edges():
             yield Pack(q, k, None, n, random_rule(rng, k, n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["plain", "address", "thread"])
 def test_span_edges(builds, sanitizer):
     packs = list(span_edges())
@@ -144,6 +146,7 @@ def test_reciprocals_divide_every_key():
         np.testing.assert_array_equal(quotients, keys // np.uint64(size), err_msg=str(size))
 
 
+@pytest.mark.slow
 def test_many_tiles_a_group(builds):
     check(builds("plain"), list(many_tiles_a_group()))
 
@@ -203,13 +206,14 @@ def test_staircases_do_not_overlap(block_threads, row_num):
     assert at["starts"] + 4 * row_num <= end
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_threads", [32, 128])
-def test_blocks_of_other_sizes(tmp_path, block_threads):
+def test_blocks_of_other_sizes(block_threads):
     """As many groups as there may be, of kernels that are built for other blocks."""
     if not emulator.available():
         pytest.skip("g++ is not installed")
     sizes = emulator.SIZES._replace(block_threads=block_threads)
-    executable = emulator.build(tmp_path, sizes=sizes)
+    executable = emulator.build(sizes=sizes)
     rng = np.random.default_rng(5)
     rows = 4 * block_threads * 2 * block_threads - 7
     mask = np.stack([np.zeros(rows, int), np.sort(rng.integers(0, 700, rows))], axis=1)

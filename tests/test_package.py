@@ -3,14 +3,19 @@
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import maskq_cupy
+from maskq_cupy import installing
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
@@ -108,14 +113,14 @@ def test_installed_wheel_shows_the_columns(clean_python, tmp_path):
     assert [tuple(map(int, line)) for line in table] == list(zip(range(7), lts, ute, strict=True))
 
 
-def test_installed_wheel_names_the_extra_where_cupy_is_missing(clean_python, tmp_path):
+def test_installed_wheel_says_what_to_install_where_cupy_is_missing(clean_python, tmp_path):
     run(clean_python, "-c", "import maskq_cupy, maskq_cupy.reference", cwd=tmp_path)
     call = "import maskq_cupy; maskq_cupy.get_attn_mask_q([0, 3], [0, 3])"
     failed = run(clean_python, "-c", call, cwd=tmp_path, check=False)
     # The whole message on the last line: it has one.
     line = failed.stderr.splitlines()[-1]
     assert line.startswith("ImportError: ")
-    assert "maskq-cupy[cuda12x]" in line
+    assert installing.CUPY[12] in line
 
 
 def test_import_needs_numpy_alone(tmp_path):
@@ -149,3 +154,35 @@ def test_names_help_and_signatures_need_no_cupy(tmp_path):
     assert there == "all there"
     assert helps == "True"
     assert parameters.startswith("cu_seqlens_q cu_seqlens_k attn_mask_kv kv_token_num causal")
+
+
+def test_citation_is_of_this_version():
+    assert f"\nversion: {maskq_cupy.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_hints_are_the_extras():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    hints = {
+        "cuda12x": installing.CUPY[12],
+        "cuda13x": installing.CUPY[13],
+        "plot": installing.PLOT,
+    }
+    for extra, hint in hints.items():
+        assert hint == " ".join(["pip install", *(f'"{each}"' for each in extras[extra])])
+
+
+@pytest.mark.slow
+def test_the_readmes_line_installs(tmp_path):
+    """In a fresh copy of the checkout; of what it requires, only found, not installed."""
+    line = re.search(r"`pip install (\"\.\[\w+\]\")`", (ROOT / "README.md").read_text())
+    assert line, "the README says how to install"
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=NOT_SOURCE, copy_function=shutil.copyfile)
+    what = shlex.split(line[1])
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", *what]
+    planned = run(*command, cwd=source).stdout.splitlines()[-1]
+    assert planned.startswith("Would install")
+    assert "maskq" in planned
+    assert "cupy-cuda12x-" in planned

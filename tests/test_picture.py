@@ -279,8 +279,24 @@ def test_png_of_nothing_is_refused(tmp_path):
         picture.save_png(*pack([0], [3]), tmp_path / "mask.png")
 
 
-def test_png_without_matplotlib_names_the_extra(tmp_path, monkeypatch):
+def test_png_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r'pip install "maskq-cupy\[plot\]"'):
+    with pytest.raises(ImportError, match='needs matplotlib: pip install "matplotlib'):
         picture.save_png(*pack([3], [3]), tmp_path / "mask.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("a.png", b"\x89PNG"),
+        ("a.svg", b"<?xml"),
+        ("a.PDF", b"%PDF"),
+        ("a.picture", b"\x89PNG"),
+    ],
+)
+def test_the_ending_says_the_form(tmp_path, name, start):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / name
+    picture.save_png(*pack([3, 2], [3, 4]), path)
+    assert path.read_bytes().startswith(start)

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from benchmarks import report
+from benchmarks import goals, report, runs, tables
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "docs" / "performance.json"
@@ -50,7 +50,7 @@ def small_run(rule_us=2.0):
 
 def verdicts(of_run):
     """Return the measured ratio, where, and the verdict of each goal, by its first two cells."""
-    rows = [goal.cells() for goal in report.goals(report.Runs(of_run))]
+    rows = [goal.cells() for goal in goals.goals(runs.Runs(of_run))]
     return {(name, what): tuple(rest) for name, what, _, *rest in rows}
 
 
@@ -121,7 +121,7 @@ def test_missing_run_is_one_line(tmp_path):
 @pytest.mark.skipif(not STORED.exists(), reason="no run of the benchmarks is stored")
 @pytest.mark.parametrize(
     ("file", "part"),
-    [("README.md", report.readme_part), ("docs/performance.md", report.docs_part)],
+    [("README.md", tables.readme_part), ("docs/performance.md", tables.docs_part)],
 )
 def test_shown_figures_are_of_the_stored_run(file, part):
     assert part(report.load(STORED)) in (ROOT / file).read_text()
@@ -148,7 +148,7 @@ def test_attention_in_a_table_and_a_goal():
         run("attention forward", 2050.0, "attention", n=n, case=case, way="FA4 varlen"),
         run("columns and lists, GPU", 16.5, "attention", n=n, case=case),
     )
-    head, _, row = report.attention_table(report.Runs(of_run)).splitlines()
+    head, _, row = tables.attention_table(runs.Runs(of_run)).splitlines()
     assert head.split(" | ")[3:5] == ["FA4, our lists", "flex, our lists"]
     assert row == "| window, 128 K | 16.5 |  | 3.30 / 7.43 |  | 2.05 / - |  |  |"
     goal = verdicts(of_run)["layer", "columns and lists, of a forward pass of FA4"]

@@ -66,6 +66,8 @@ def compiled_flex():
     import torch
     from torch.nn.attention.flex_attention import flex_attention
 
+    # A size and a mask each, with gradients and without: past the limit it would not be compiled.
+    torch._dynamo.config.recompile_limit = 64
     return torch.compile(flex_attention, dynamic=False)
 
 

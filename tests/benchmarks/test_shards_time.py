@@ -146,6 +146,12 @@ def test_dual_chunks_by_torch(measure, torch):
     check(cu, rows, None, [cupy.asarray(shard(columns, size))])
 
 
+def head_tail(cu):
+    """Return a rank's rows, and all keys rank by rank, as torch deals them by default."""
+    chunks = cp.cp_chunks(cu, cu, WORLD, "zigzag")
+    return chunks[WORLD // 2 - 1], cp.gathered_keys(chunks)
+
+
 def test_cp_block_mask_of_torch(measure, torch):
     """torch's _create_cp_block_mask, which asks its mesh for three facts."""
     place = "torch.distributed.tensor.experimental._context_parallel._attention"
@@ -172,8 +178,8 @@ def test_cp_block_mask_of_torch(measure, torch):
     sample = timing.torch_sample(torch, call, calls=3)
     facts = {"n": N, "compile_seconds": compile_seconds}
     measure("_create_cp_block_mask", sample, rounds=5, **facts, against="columns, shard and tiles")
-    contiguous = cp.cp_chunks(cu, cu, WORLD, "contiguous")[WORLD // 2 - 1]
-    right = reference.shard_columns(reference.get_attn_mask_q(cu, cu), contiguous)
+    rows, keys = head_tail(cu)
+    right = reference.shard_columns(reference.get_attn_mask_q(cu, cu), rows, keys)
     lists = reference.to_blocks(right, N // WORLD)
     for side in ("kv", "full_kv"):
         counts = getattr(mask, f"{side}_num_blocks").cpu()
@@ -182,8 +188,8 @@ def test_cp_block_mask_of_torch(measure, torch):
 
 def test_columns_shard_and_tiles(measure):
     cu = packs.documents(N, N // 1024)
-    rows = cp.cp_chunks(cu, cu, WORLD, "contiguous")[WORLD // 2 - 1]
-    on_gpu, row_chunks = cupy.asarray(cu), cupy.asarray(rows)
+    rows, keys = head_tail(cu)
+    on_gpu, row_chunks, key_chunks = map(cupy.asarray, (cu, rows, keys))
     columns, local = (cupy.empty((N, 2), np.int32) for _ in range(2))
     local.fill(0)
     lists = maskq_cupy.to_blocks(local, N // WORLD)
@@ -191,14 +197,14 @@ def test_columns_shard_and_tiles(measure):
 
     def launch(i):
         maskq_cupy.get_attn_mask_q(on_gpu, on_gpu, out=columns)
-        maskq_cupy.shard_columns(columns, row_chunks, out=local)
+        maskq_cupy.shard_columns(columns, row_chunks, key_chunks, out=local)
         maskq_cupy.to_blocks(local, N // WORLD, out=lists, scratch=scratch)
 
     measure("columns, shard and tiles", timing.graph_sample(launch), n=N)
     right = reference.to_blocks(local.get(), N // WORLD)
     for got, array in zip(lists, right, strict=True):
         np.testing.assert_array_equal(got.get(), array)
-    check(cu, rows, None, [local])
+    check(cu, rows, keys, [local])
 
 
 # The host's time

@@ -1,5 +1,7 @@
 """Runs the kernels' own text on the CPU: built with g++ behind cuda_on_cpu.h, run by scripts."""
 
+import fcntl
+import functools
 import hashlib
 import os
 import platform
@@ -7,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +18,8 @@ import numpy as np
 from maskq_cupy import compiler
 
 HERE = Path(__file__).parent
+FOLDER = HERE.parent.parent / ".kernels"  # where builds are kept from run to run
+KEPT = 20  # builds of a sanitizer, those that were used last
 SLOTS = 2
 
 # Small, so that a pack of a few hundred tokens crosses tiles, windows and groups.
@@ -43,10 +48,10 @@ def available():
     return shutil.which("g++") is not None
 
 
-def build(folder, sanitizer="plain", sources=None, more_flags=(), sizes=SIZES):
+def build(folder=FOLDER, sanitizer="plain", sources=None, more_flags=(), sizes=SIZES):
     """Compile all kernels, or the given {file: text}, into an executable; return its path.
 
-    A build is found again in the folder by its content.
+    It is found again in the folder by all that it is made of. Processes may build at once.
     """
     if sources is None:
         sources = {
@@ -63,36 +68,61 @@ def build(folder, sanitizer="plain", sources=None, more_flags=(), sizes=SIZES):
         "-Wno-unknown-pragmas",
     ]
     flags += [*SANITIZERS[sanitizer], *sizes.definitions, *more_flags]
-    parts = [str(flags), *sources.values()]
-    parts += [(HERE / f).read_text() for f in ("cuda_on_cpu.h", "main.cpp")]
+    units = {
+        f"{slot}_{file}.cpp": _unit(text, slot)
+        for slot in range(SLOTS)
+        for file, text in sources.items()
+    }
+    units["main.cpp"] = (HERE / "main.cpp").read_text()
+    parts = [_gxx_version(), str(flags), (HERE / "cuda_on_cpu.h").read_text(), *units.values()]
     name = f"{sanitizer}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
     executable = Path(folder) / name
-    if not executable.exists():
-        _compile(executable, flags, sources)
+    with _locked(executable.parent, sanitizer):
+        if executable.exists():
+            os.utime(executable)
+        else:
+            _compile(executable, flags, units)
+            _prune(executable.parent, sanitizer)
     return executable
 
 
-def _compile(executable, flags, sources):
-    with tempfile.TemporaryDirectory() as temporary:
-        units = [HERE / "main.cpp"]
-        for slot in range(SLOTS):
-            for file, text in sources.items():
-                unit = Path(temporary) / f"{slot}_{file}.cpp"
-                unit.write_text(_unit(text, slot))
-                units.append(unit)
-        objects = [Path(temporary) / f"{i}.o" for i in range(len(units))]
-        jobs = [
-            subprocess.Popen(["g++", *flags, f"-I{HERE}", "-c", str(u), "-o", str(o)])
-            for u, o in zip(units, objects, strict=True)
-        ]
-        for job in jobs:
-            job.wait()
-        if any(job.returncode for job in jobs):
-            raise RuntimeError("the kernels do not compile on the CPU")
-        partial = Path(temporary) / "executable"
-        subprocess.run(["g++", *flags, *map(str, objects), "-o", str(partial)], check=True)
-        executable.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(partial, executable)
+@functools.cache
+def _gxx_version():
+    return subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
+
+
+@contextmanager
+def _locked(folder, sanitizer):
+    """Let one process at a time build for a sanitizer in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{sanitizer}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(executable, flags, units):
+    """Compile {file: text} into the executable, which is there whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=executable.parent) as temporary:
+        for name, text in units.items():
+            Path(temporary, name).write_text(text)
+
+        def compile_unit(name):
+            command = ["g++", *flags, f"-I{HERE}", "-c", name, "-o", f"{name}.o"]
+            return subprocess.run(command, cwd=temporary).returncode
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            if any(list(pool.map(compile_unit, units))):
+                raise RuntimeError("the kernels do not compile on the CPU")
+        objects = [f"{name}.o" for name in units]
+        subprocess.run(["g++", *flags, *objects, "-o", "built"], cwd=temporary, check=True)
+        Path(temporary, "built").replace(executable)
+
+
+def _prune(folder, sanitizer):
+    """Remove all but the builds that were used last."""
+    builds = sorted(folder.glob(f"{sanitizer}-*"), key=lambda path: path.stat().st_mtime)
+    for path in builds[:-KEPT]:
+        path.unlink()
 
 
 def _unit(text, slot):
