@@ -6,7 +6,7 @@
 //                  thread two columns, 16 bytes; moves 8 * N bytes in and out.
 //   dense_mask     one byte a pair, 1 where row >= UTE and row < LTS. A thread has four neighbouring
 //                  columns for rows_per_block rows, so that bounds are read once for all of them;
-//                  moves Q * N bytes out.
+//                  moves Q * N bytes out. Of several slices, those of one follow the other's.
 //
 //     column  0  1  2          four columns, total 3            dense
 //     LTS     3  3  2          3 3 0 0   3 3 0 1   2 3 0 1      row 0   1  0  0
@@ -20,12 +20,12 @@
 #endif
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void four_columns(
-    const int2* columns,  // (column_num,) of (LTS, UTE)
-    unsigned column_num,  // in [1, INT32_MAX]
+    const int2* columns,            // (column_num,) of (LTS, UTE)
+    unsigned long long column_num,  // at least 1, of all slices
     int total,
-    int4* four)           // (column_num,)
+    int4* four)                     // (column_num,)
 {
-    unsigned column = blockIdx.x * BLOCK_THREADS + threadIdx.x;
+    unsigned long long column = (unsigned long long)blockIdx.x * BLOCK_THREADS + threadIdx.x;
     if (column >= column_num) return;
     int2 bounds = columns[column];
     four[column] = make_int4(bounds.x, total, 0, bounds.y);
@@ -66,20 +66,24 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void split_columns(
 }
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void dense_mask(
-    const int2* columns,      // (column_num,) of (LTS, UTE)
+    const int2* columns,      // (slices, column_num) of (LTS, UTE)
     unsigned column_num,      // in [1, INT32_MAX]
     unsigned row_num,         // in [1, INT32_MAX]
     unsigned rows_per_block,
     unsigned blocks_a_row,    // blocks side by side, of 4 * BLOCK_THREADS columns each
-    unsigned char* shown)     // (row_num, column_num)
+    unsigned blocks_a_slice,  // blocks_a_row * ceil(row_num / rows_per_block)
+    unsigned char* shown)     // (slices, row_num, column_num)
 {
-    unsigned column = 4 * (blockIdx.x % blocks_a_row * BLOCK_THREADS + threadIdx.x);
+    unsigned slice = blockIdx.x / blocks_a_slice, block = blockIdx.x % blocks_a_slice;
+    columns += (unsigned long long)slice * column_num;
+    shown += (unsigned long long)slice * row_num * column_num;
+    unsigned column = 4 * (block % blocks_a_row * BLOCK_THREADS + threadIdx.x);
     if (column >= column_num) return;
     unsigned in_row = min(4u, column_num - column);
     int2 bounds[4];
     for (unsigned i = 0; i < 4; ++i) bounds[i] = columns[column + min(i, in_row - 1)];
 
-    unsigned first_row = blockIdx.x / blocks_a_row * rows_per_block;
+    unsigned first_row = block / blocks_a_row * rows_per_block;
     unsigned row_end = min(first_row + rows_per_block, row_num);
     unsigned char* at = shown + (unsigned long long)first_row * column_num + column;
     for (unsigned row = first_row; row < row_end; ++row, at += column_num) {

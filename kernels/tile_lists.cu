@@ -20,59 +20,13 @@
 //   column_tile_lists   a block a column tile; its live words, and by bit counts the q lists
 //   row_tile_lists      a warp a row tile; reads its bit of the words of 32 column tiles at once
 //
-// Both write every entry of their lists once, zeros past the count. Moves 8 * N bytes in, the lists
-// out, and one bit a tile and kind between the launches. Bounds are clipped to the rows before they
-// are used, so that any bits whatever in the columns give the lists of the mask that they show.
+// Columns may be of several slices, (slices, column_num), each with lists of its own: the tiles of one
+// follow those of the one before. Both write every entry of their lists once, zeros past the count.
+// Moves 8 * N bytes in, the lists out, and one bit a tile and kind between the launches. Bounds are
+// clipped to the rows before they are used, so that any bits whatever in the columns give the lists of
+// the mask that they show.
 
-#include "search.cuh"
-
-#define WORD_TILES 32  // one bit each
-
-// Consecutive tiles [first, end).
-struct Run {
-    unsigned first, end;
-};
-
-__device__ unsigned bits_below(unsigned bit)
-{
-    return bit < WORD_TILES ? (1u << bit) - 1 : FULL_MASK;
-}
-
-// The bits of a run's tiles in a word: bit i of word w is tile 32 * w + i.
-__device__ unsigned bits_of(Run run, unsigned word)
-{
-    unsigned base = word * WORD_TILES;
-    unsigned lo = min(max(run.first, base) - base, WORD_TILES);
-    unsigned hi = min(max(run.end, base) - base, WORD_TILES);
-    return bits_below(hi) & ~bits_below(lo);
-}
-
-// The row tiles in which a column with these bounds is shown.
-__device__ Run shown_tiles(int2 bounds, unsigned row_num, unsigned block_q)
-{
-    unsigned first_row = (unsigned)max(bounds.y, 0);
-    unsigned row_end = min((unsigned)max(bounds.x, 0), row_num);
-    if (first_row >= row_end) return {0, 0};
-    return {first_row / block_q, (row_end - 1) / block_q + 1};
-}
-
-// The row tiles that lie between the columns' highest UTE and lowest LTS.
-__device__ Run full_tiles(int max_ute, int min_lts, unsigned row_num, unsigned block_q)
-{
-    unsigned first = ((unsigned)max(max_ute, 0) + block_q - 1) / block_q;
-    unsigned end = min((unsigned)max(min_lts, 0), row_num) / block_q;
-    return {first, max(first, end)};
-}
-
-__device__ int warp_running_sum(int v)
-{
-    unsigned lane = threadIdx.x % WARP_THREADS;
-    for (unsigned distance = 1; distance < WARP_THREADS; distance *= 2) {
-        int other = __shfl_up_sync(FULL_MASK, v, distance);
-        if (lane >= distance) v += other;
-    }
-    return v;
-}
+#include "tiles.cuh"
 
 // Running sum of v over the block's threads up to this one, and over all of them as `total`.
 // warp_sums is for this call alone until the next barrier but one.
@@ -110,73 +64,28 @@ __device__ void bound_columns(
     }
 }
 
-// Marks the runs of the columns first .. end - 1 within the chunk, of which word_first is the first.
-__device__ void mark_runs(
-    const int2* columns, unsigned first, unsigned end, unsigned row_num, unsigned block_q, Run chunk,
-    unsigned word_first, unsigned (&end_words)[BLOCK_THREADS], int (&covering)[BLOCK_THREADS])
-{
-    for (unsigned step = first; step < end; step += BLOCK_THREADS) {
-        unsigned column = step + threadIdx.x;
-        Run run = {0, 0};
-        if (column < end) run = shown_tiles(columns[column], row_num, block_q);
-        // Neighbours are mostly shown in the same tiles: the first of them marks for all.
-        unsigned first_before = __shfl_up_sync(FULL_MASK, run.first, 1);
-        unsigned end_before = __shfl_up_sync(FULL_MASK, run.end, 1);
-        bool repeats = run.first == first_before && run.end == end_before;
-        if (repeats && threadIdx.x % WARP_THREADS != 0) continue;
-        run = {max(run.first, chunk.first), min(run.end, chunk.end)};
-        if (run.first >= run.end) continue;
-        unsigned head = run.first / WORD_TILES, tail = (run.end - 1) / WORD_TILES;
-        atomicOr(&end_words[head - word_first], bits_of(run, head));
-        if (head == tail) continue;
-        atomicOr(&end_words[tail - word_first], bits_of(run, tail));
-        atomicAdd(&covering[head + 1 - word_first], 1);
-        atomicAdd(&covering[tail - word_first], -1);
-    }
-}
-
 // Writes the tiles whose bits are set, first_tile + bit, to the list from `at` on, a lane a bit.
-__device__ void store_listed(int* list, unsigned at, unsigned first_tile, unsigned bits)
+__device__ void warp_store_listed(int* list, unsigned at, unsigned first_tile, unsigned bits)
 {
     unsigned lane = threadIdx.x % WARP_THREADS;
     if (bits >> lane & 1) list[at + __popc(bits & bits_below(lane))] = (int)(first_tile + lane);
 }
 
-// Writes the entries from .. length - 1 of a list, of which entry i is the run's tile i, or 0 past
-// it; `thread` of `threads` stores 16 bytes at a time between the aligned ends.
-__device__ void store_run(
-    int* list, unsigned from, unsigned length, Run run, unsigned thread, unsigned threads)
-{
-    unsigned lead = (unsigned)(reinterpret_cast<unsigned long long>(list + from) / sizeof(int)) % 4;
-    unsigned run_length = run.end - run.first, entries = length - from;
-    for (unsigned place = 4 * thread; place < entries + lead; place += 4 * threads) {
-        int entry[4];
-        for (unsigned i = 0; i < 4; ++i) {
-            unsigned at = from + place + i - lead;  // wraps past run_length in front of the list
-            entry[i] = at < run_length ? (int)(run.first + at) : 0;
-        }
-        int* quad = list + from + place - lead;
-        if (place >= lead && place + 4 <= entries + lead) {
-            *reinterpret_cast<int4*>(quad) = make_int4(entry[0], entry[1], entry[2], entry[3]);
-            continue;
-        }
-        for (unsigned i = 0; i < 4; ++i)
-            if (place + i >= lead && place + i < entries + lead) quad[i] = entry[i];
-    }
-}
-
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void column_tile_lists(
-    const int2* columns,     // (column_num,) of (LTS, UTE)
+    const int2* columns,     // (slices, column_num) of (LTS, UTE)
     unsigned column_num,     // in [1, INT32_MAX]
     unsigned row_num,        // in [0, INT32_MAX]
     unsigned block_q,        // in [1, INT32_MAX]
     unsigned block_k,        // in [1, INT32_MAX]
     unsigned row_tiles,
+    unsigned column_tiles,   // of a slice
+    unsigned all_partial,    // no tile counts as full
     uint2* words,            // (ceil(row_tiles / 32), gridDim.x) of (partial, full) bits
     int* q_num_blocks,       // (gridDim.x,)
     int* q_indices,          // (gridDim.x, row_tiles)
     int* full_q_num_blocks,  // (gridDim.x,)
-    int* full_q_indices)     // (gridDim.x, row_tiles)
+    int* full_q_indices,     // (gridDim.x, row_tiles)
+    int* needed)             // (2,): the second is raised to the longest list's length; or 0
 {
     __shared__ int max_ute, min_lts;
     __shared__ unsigned end_words[BLOCK_THREADS];     // bits of runs' first and last words
@@ -186,7 +95,8 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void column_tile_lists(
     __shared__ int warp_sums[2][WARPS];
 
     unsigned warp = threadIdx.x / WARP_THREADS;
-    unsigned first = blockIdx.x * block_k, end = min(first + block_k, column_num);
+    columns += (unsigned long long)(blockIdx.x / column_tiles) * column_num;  // those of the slice
+    unsigned first = blockIdx.x % column_tiles * block_k, end = min(first + block_k, column_num);
     if (threadIdx.x == 0) {
         max_ute = 0;
         min_lts = INT32_MAX_VALUE;
@@ -195,26 +105,26 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void column_tile_lists(
     bound_columns(columns, first, end, &max_ute, &min_lts);
     __syncthreads();
     Run full = {0, 0};
-    if (end - first == block_k) full = full_tiles(max_ute, min_lts, row_num, block_q);
+    if (end - first == block_k && !all_partial) full = full_tiles(max_ute, min_lts, row_num, block_q);
     int* full_list = full_q_indices + (unsigned long long)blockIdx.x * row_tiles;
-    store_run(full_list, 0, row_tiles, full, threadIdx.x, BLOCK_THREADS);
+    store_entries(full_list, 0, row_tiles, RunEntries{full}, threadIdx.x, BLOCK_THREADS);
 
     int* list = q_indices + (unsigned long long)blockIdx.x * row_tiles;
     unsigned word_num = (row_tiles + WORD_TILES - 1) / WORD_TILES, listed = 0;
     for (unsigned word_first = 0; word_first < word_num; word_first += BLOCK_THREADS) {
         unsigned word = word_first + threadIdx.x;  // one a thread
-        Run chunk = {word_first * WORD_TILES, (word_first + BLOCK_THREADS) * WORD_TILES};
         end_words[threadIdx.x] = 0;
         covering[threadIdx.x] = 0;
         __syncthreads();
-        mark_runs(
-            columns, first, end, row_num, block_q, chunk, word_first, end_words, covering);
+        warps_mark_runs(
+            columns, first, end, row_num, block_q, word_first, end_words, covering, threadIdx.x,
+            BLOCK_THREADS);
         __syncthreads();
 
         int unused, partials;
         int covered = block_running_sum(covering[threadIdx.x], unused, warp_sums[0]);
         unsigned live = covered > 0 ? FULL_MASK : end_words[threadIdx.x];
-        unsigned full_bits = bits_of(full, word), partial_bits = live & ~full_bits;
+        unsigned full_bits = bits_of(full, word * WORD_TILES), partial_bits = live & ~full_bits;
         if (word < word_num)
             words[(unsigned long long)word * gridDim.x + blockIdx.x] = make_uint2(partial_bits, full_bits);
         int through = block_running_sum(__popc(partial_bits), partials, warp_sums[1]);
@@ -222,31 +132,36 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void column_tile_lists(
         partials_before[threadIdx.x] = listed + (unsigned)through - __popc(partial_bits);
         __syncthreads();
         for (unsigned w = warp; w < min(word_num - word_first, BLOCK_THREADS); w += WARPS)
-            store_listed(list, partials_before[w], (word_first + w) * WORD_TILES, partial_words[w]);
+            warp_store_listed(list, partials_before[w], (word_first + w) * WORD_TILES, partial_words[w]);
         listed += (unsigned)partials;
     }
-    store_run(list, listed, row_tiles, {0, 0}, threadIdx.x, BLOCK_THREADS);
+    store_entries(list, listed, row_tiles, zeros(), threadIdx.x, BLOCK_THREADS);
     if (threadIdx.x == 0) {
         q_num_blocks[blockIdx.x] = (int)listed;
         full_q_num_blocks[blockIdx.x] = (int)(full.end - full.first);
+        if (needed) atomicMax(&needed[1], (int)max(listed, full.end - full.first));
     }
 }
 
 extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void row_tile_lists(
-    const uint2* words,       // (ceil(row_tiles / 32), column_tiles) of (partial, full) bits
-    unsigned row_tiles,       // in [1, INT32_MAX]
-    unsigned column_tiles,    // in [0, INT32_MAX]
-    int* kv_num_blocks,       // (row_tiles,)
-    int* kv_indices,          // (row_tiles, column_tiles)
-    int* full_kv_num_blocks,  // (row_tiles,)
-    int* full_kv_indices)     // (row_tiles, column_tiles)
+    const uint2* words,       // (ceil(row_tiles / 32), slices, column_tiles) of (partial, full) bits
+    unsigned slices,
+    unsigned row_tiles,       // at least 1; slices * row_tiles is in [1, INT32_MAX]
+    unsigned column_tiles,    // slices * column_tiles is in [0, INT32_MAX]
+    int* kv_num_blocks,       // (slices, row_tiles)
+    int* kv_indices,          // (slices, row_tiles, column_tiles)
+    int* full_kv_num_blocks,  // (slices, row_tiles)
+    int* full_kv_indices,     // (slices, row_tiles, column_tiles)
+    int* needed)              // (2,): the first is raised to the longest list's length; or 0
 {
     constexpr unsigned AHEAD = 4;  // loads in flight
     unsigned lane = threadIdx.x % WARP_THREADS;
-    unsigned row_tile = blockIdx.x * WARPS + threadIdx.x / WARP_THREADS;
-    if (row_tile >= row_tiles) return;
-    const uint2* own_words = words + (unsigned long long)(row_tile / WORD_TILES) * column_tiles;
-    unsigned bit = row_tile % WORD_TILES, partials = 0, fulls = 0;
+    unsigned row_tile = blockIdx.x * WARPS + threadIdx.x / WARP_THREADS;  // of all slices
+    if (row_tile >= slices * row_tiles) return;
+    unsigned slice = row_tile / row_tiles, in_slice = row_tile % row_tiles;
+    const uint2* own_words =
+        words + ((unsigned long long)(in_slice / WORD_TILES) * slices + slice) * column_tiles;
+    unsigned bit = in_slice % WORD_TILES, partials = 0, fulls = 0;
     int* list = kv_indices + (unsigned long long)row_tile * column_tiles;
     int* full_list = full_kv_indices + (unsigned long long)row_tile * column_tiles;
 
@@ -260,16 +175,17 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void row_tile_lists(
             unsigned first_tile = step + i * WARP_THREADS;
             unsigned partial_bits = __ballot_sync(FULL_MASK, word[i].x >> bit & 1);
             unsigned full_bits = __ballot_sync(FULL_MASK, word[i].y >> bit & 1);
-            store_listed(list, partials, first_tile, partial_bits);
-            store_listed(full_list, fulls, first_tile, full_bits);
+            warp_store_listed(list, partials, first_tile, partial_bits);
+            warp_store_listed(full_list, fulls, first_tile, full_bits);
             partials += __popc(partial_bits);
             fulls += __popc(full_bits);
         }
     }
-    store_run(list, partials, column_tiles, {0, 0}, lane, WARP_THREADS);
-    store_run(full_list, fulls, column_tiles, {0, 0}, lane, WARP_THREADS);
+    store_entries(list, partials, column_tiles, zeros(), lane, WARP_THREADS);
+    store_entries(full_list, fulls, column_tiles, zeros(), lane, WARP_THREADS);
     if (lane == 0) {
         kv_num_blocks[row_tile] = (int)partials;
         full_kv_num_blocks[row_tile] = (int)fulls;
+        if (needed) atomicMax(&needed[0], (int)max(partials, fulls));
     }
 }

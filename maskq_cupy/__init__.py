@@ -25,7 +25,7 @@ from maskq_cupy.plan import (
     tree_scratch_nbytes,
 )
 from maskq_cupy.plan_cu_seqlens import cu_seqlens_scratch_nbytes
-from maskq_cupy.reference import Blocks, CuSeqlens, TreeOrder, tree_order
+from maskq_cupy.reference import Blocks, CuSeqlens, TreeOrder, blocks_width, tree_order
 from maskq_cupy.shards import needed_keys, shard_columns
 from maskq_cupy.tree import tree_attn_mask_q
 
@@ -36,6 +36,7 @@ __all__ = [
     "CuSeqlens",
     "TreeOrder",
     "blocks_scratch_nbytes",
+    "blocks_width",
     "cp",
     "cu_seqlens_from_ids",
     "cu_seqlens_from_padding",

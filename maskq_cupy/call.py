@@ -10,7 +10,7 @@ Inside, the arrays' device is the current one.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -207,10 +207,10 @@ class Call:
         gpu.runtime.memcpyAsync(host.ctypes.data, pointer, host.nbytes, kind, stream)
         gpu.runtime.streamSynchronize(stream)
 
-    def run(self, *launches: Launch, zeroed: tuple[int, int] | None = None) -> None:
+    def run(self, *launches: Launch, zeroed: Sequence[tuple[int, int]] = ()) -> None:
         """Launch in order with the streams of the given arrays.
 
-        ``zeroed`` is the pointer and the bytes of memory that is set to 0 before the launches.
+        ``zeroed`` are pointers and bytes of memory that is set to 0 before the launches.
         """
         device, stream = self.device, self._launch
         for launch in launches:
@@ -218,8 +218,8 @@ class Call:
                 self._load(launch[0])
         if not self._in_order:
             streams.wait_for_producers(stream, self._producers())
-        if zeroed is not None:
-            gpu.runtime.memsetAsync(zeroed[0], 0, zeroed[1], stream)
+        for pointer, nbytes in zeroed:
+            gpu.runtime.memsetAsync(pointer, 0, nbytes, stream)
         for name, grid, arguments, overlap in launches:
             compiler.kernel(name).launch(device, stream, grid, arguments, overlap)
         if not self._in_order:

@@ -15,6 +15,7 @@ from maskq_cupy.rule import INT32_MAX
 
 INDEX_DTYPES = ("int32", "int64")
 FLAG_DTYPES = ("bool", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))
+SLICES = "int32 of shape (N, 2) or (b, h, N, 2)"
 COLUMNS = "int32 of shape (N, 2) or (1, 1, N, 2)"
 CU_SEQLENS = "int32 or int64 of shape (B + 1,)"
 INTERVALS = "int32 or int64 of shape (Q, 2) or (2 * Q,)"
@@ -117,24 +118,67 @@ def check_columns_form(dtype: str, shape: Sequence[int], name: str = "columns") 
     return shape[-2]
 
 
+def check_slices_form(dtype: str, shape: Sequence[int], name: str = "columns") -> int:
+    """Require int32 of shape (N, 2) or (b, h, N, 2); return N."""
+    if dtype != "int32" or len(shape) not in (2, 4) or shape[-1] != 2:
+        raise form_error(name, SLICES, dtype, shape, ["int32"])
+    return shape[-2]
+
+
 def check_columns_values(columns: np.ndarray, row_num: int) -> None:
     """Require bounds of rows that there are: 0 <= UTE <= LTS <= row_num, of every column."""
-    lts, ute = columns.reshape(-1, 2).T
-    wrong = np.flatnonzero((ute < 0) | (ute > lts) | (lts > row_num))
+    lts, ute = np.moveaxis(columns, -1, 0)
+    wrong = np.argwhere((ute < 0) | (ute > lts) | (lts > row_num))
     if wrong.size:
-        c = int(wrong[0])
+        *at, c = map(int, wrong[0])
+        within = f" of slice {tuple(at)}" if np.prod(columns.shape[:-2]) > 1 else ""
+        bounds = columns[(*at, c)].tolist()
         raise ValueError(
             f"columns must have 0 <= UTE <= LTS <= q_token_num = {row_num}, "
-            f"got [LTS, UTE] = [{lts[c]}, {ute[c]}] of column {c}"
+            f"got [LTS, UTE] = {bounds} of column {c}{within}"
         )
 
 
-def check_dense_size(row_num: int, column_num: int, limit: int) -> None:
-    """Require at most `limit` pairs, which cost a byte each."""
-    pairs = row_num * column_num
-    if pairs > limit:
+def check_width(width: object, row_tiles: int, column_tiles: int) -> tuple[int, int]:
+    """Require None or one or two ints of at least 1; return (w_kv, w_q), cut to the tiles."""
+    if width is None:
+        return column_tiles, row_tiles
+    widths = width if isinstance(width, (tuple, list)) else (width, width)
+    if len(widths) != 2:
+        raise ValueError(f"width must be an int or (w_kv, w_q), got {width!r}")
+    w_kv, w_q = (check_int(w, "width", lowest=1) for w in widths)
+    return min(w_kv, column_tiles), min(w_q, row_tiles)
+
+
+def check_needed_form(dtype: str, shape: Sequence[int]) -> None:
+    """Require int32 of shape (2,)."""
+    if dtype != "int32" or tuple(shape) != (2,):
+        raise form_error("needed", "int32 of shape (2,)", dtype, shape, ["int32"])
+
+
+def check_width_values(width: tuple[int, int], by_row: np.ndarray, by_column: np.ndarray) -> None:
+    """Require room for each tile's lists, by their counts (2, b, h, tiles): partial, full."""
+    needed = tuple(int(counts.max(initial=0)) for counts in (by_row, by_column))
+    for side, room, most, counts in zip(
+        ("row", "column"), width, needed, (by_row, by_column), strict=True
+    ):
+        if most <= room:
+            continue
+        kind, *at, tile = (int(i) for i in np.argwhere(counts == most)[0])
+        within = f" of slice {tuple(at)}" if counts.shape[1:3] != (1, 1) else ""
         raise ValueError(
-            f"a dense mask of {row_num} rows x {column_num} columns is {pairs} bytes, above "
+            f"width must be at least {needed}, got {width}: {side} tile {tile}{within} has {most} "
+            f"{('partial', 'full')[kind]} tiles"
+        )
+
+
+def check_dense_size(row_num: int, column_num: int, limit: int, slices: int = 1) -> None:
+    """Require at most `limit` pairs, which cost a byte each."""
+    pairs = slices * row_num * column_num
+    if pairs > limit:
+        times = f"{slices} slices of " if slices != 1 else ""
+        raise ValueError(
+            f"a dense mask of {times}{row_num} rows x {column_num} columns is {pairs} bytes, above "
             f"limit={limit}: give a higher limit, or use to_blocks"
         )
 
@@ -328,13 +372,6 @@ def forbid_overlap(name: str, array: Facts, given: Iterable[Facts]) -> None:
                 f"{name} must not overlap the other arrays, got {start:#x} to {end:#x} "
                 f"over {other.pointer:#x} to {other.pointer + other.nbytes:#x}"
             )
-
-
-def check_slices_form(dtype: str, shape: Sequence[int], name: str = "columns") -> int:
-    """Require int32 of shape (N, 2) or (b, h, N, 2); return N."""
-    if dtype != "int32" or len(shape) not in (2, 4) or shape[-1] != 2:
-        raise form_error(name, "int32 of shape (N, 2) or (b, h, N, 2)", dtype, shape)
-    return shape[-2]
 
 
 CHUNKS = {

@@ -103,5 +103,5 @@ def get_attn_mask_q(
             memory = call.scratch(plan.scratch_nbytes(intervals.row_num))
             call.run(*plan.interval_launches(cuts, intervals, columns, n, memory))
         else:
-            call.run(zeroed=(columns, 8 * n))  # without rows every column is (0, 0)
+            call.run(zeroed=[(columns, 8 * n)])  # without rows every column is (0, 0)
         return call.out

@@ -62,7 +62,7 @@ def excess_pairs(
         pairs = call.result("int64", 8, _shape_of_out(call))
         memory = call.scratch(plan.excess_scratch_nbytes(intervals.row_num))
         launches = plan.excess_launches(cuts, intervals, pairs, 0, memory)
-        call.run(*launches, zeroed=(pairs, 8))
+        call.run(*launches, zeroed=[(pairs, 8)])
         return call.out
 
 
@@ -83,7 +83,7 @@ def check_excess(call: Call, cuts: plan.Cuts, intervals: plan.Intervals) -> None
     nbytes = plan.excess_scratch_nbytes(intervals.row_num)
     memory = call.allocate(nbytes + 16)
     pairs, rows = memory + nbytes, memory + nbytes + 8
-    call.run(*plan.excess_launches(cuts, intervals, pairs, rows, memory), zeroed=(pairs, 16))
+    call.run(*plan.excess_launches(cuts, intervals, pairs, rows, memory), zeroed=[(pairs, 16)])
     found = np.empty(2, np.int64)
     call.download(pairs, found)
     count, rows_from_first = found.tolist()

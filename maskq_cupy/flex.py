@@ -1,5 +1,6 @@
 """FlexAttention's BlockMask from columns, on torch's current stream and in torch's memory."""
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -8,47 +9,175 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask
 
 from maskq_cupy import checks, plan
-from maskq_cupy.blocks import list_starts, write_lists
+from maskq_cupy.blocks import list_starts, slices_of, write_lists
 from maskq_cupy.columns import get_attn_mask_q
 from maskq_cupy.reference import Blocks
 
 
-def mask_mod(columns: Any) -> Callable[[Any, Any, Any, Any], Any]:
+class MaskMod:
+    """The function of (b, h, q_idx, kv_idx) by which FlexAttention asks for single pairs.
+
+    ``columns``: int32 tensor, shape (b, h, N, 2), columns [LTS, UTE]; b or h of 1 stands for all.
+    An object of a module's own class, so that it pickles and copies.
+    """
+
+    def __init__(self, columns: torch.Tensor) -> None:
+        self.columns = columns
+        b, h, _, _ = columns.shape
+        self._by_batch, self._by_head = b != 1, h != 1
+        bounds = columns if self._by_head else columns[:, 0]
+        self._bounds = bounds if self._by_batch else bounds[0]
+
+    def __call__(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        bounds = self._bounds
+        if self._by_batch and self._by_head:
+            lts, ute = bounds[b, h, kv_idx, 0], bounds[b, h, kv_idx, 1]
+        elif self._by_batch:
+            lts, ute = bounds[b, kv_idx, 0], bounds[b, kv_idx, 1]
+        elif self._by_head:
+            lts, ute = bounds[h, kv_idx, 0], bounds[h, kv_idx, 1]
+        else:
+            lts, ute = bounds[kv_idx, 0], bounds[kv_idx, 1]
+        return (q_idx >= ute) & (q_idx < lts)
+
+
+class RefinedMaskMod(MaskMod):
+    """The pairs that columns show and ``refine``, a mask_mod of the caller's, shows too."""
+
+    def __init__(self, columns: torch.Tensor, refine: Callable[..., Any]) -> None:
+        super().__init__(columns)
+        self.refine = refine
+
+    def __call__(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return super().__call__(b, h, q_idx, kv_idx) & self.refine(b, h, q_idx, kv_idx)
+
+
+class ColumnsBlockMask(BlockMask):  # type: ignore[misc]  # torch is not there for mypy
+    """A BlockMask whose ``mask_mod`` is a MaskMod, whose columns go where the lists go.
+
+    ``mask[b]`` and ``mask[b, h]``, with ints or slices, have the columns of that slice: torch's own
+    has none. Of a narrow one, whose lists have less room than there are tiles, ``str``,
+    ``to_dense`` and ``mask[b, h]`` work; ``_adjust`` raises.
+    """
+
+    mask_mod: MaskMod
+
+    def to(self, device: torch.device | str) -> "ColumnsBlockMask":
+        """Return the mask on a device, its columns too."""
+        return self._changed(lambda tensor: tensor.to(device))
+
+    def __getitem__(self, index: Any) -> "ColumnsBlockMask":
+        """Return the mask of some batch rows and heads, which stay dimensions of length 1."""
+        given = index if isinstance(index, tuple) else (index,)
+        if any(part != slice(None) for part in given[2:]):
+            raise ValueError(
+                "mask[b, h] must not slice rows: make the columns of those rows, with "
+                f"maskq_cupy.shard_columns, got {len(given)} indices"
+            )
+        if self._refine is not None:
+            raise ValueError(
+                "mask[b, h] must be of columns alone, got a mask with refine=, whose function "
+                "would be asked for other batch rows and heads: slice the columns"
+            )
+        sizes = self.mask_mod.columns.shape
+        at = tuple(_kept_dimension(part, n) for part, n in zip(given[:2], sizes, strict=False))
+        return self._changed(lambda tensor: tensor[at])
+
+    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "ColumnsBlockMask":
+        """Return the mask with its lists and columns changed alike."""
+        lists = Blocks(*[change(getattr(self, name)) for name in Blocks._fields])
+        columns = change(self.mask_mod.columns)
+        return _of_lists(lists, columns, self.seq_lengths, self.BLOCK_SIZE, self._refine)
+
+    def to_dense(self) -> torch.Tensor:
+        """Return which tiles are listed, int32, shape (b, h, Qt, Nt)."""
+        _, column_tiles = self._grid
+        counts, indices = self.kv_num_blocks, self.kv_indices
+        # A last column takes what does not count.
+        dense = counts.new_zeros((*counts.shape, column_tiles + 1))
+        for num, listed in ((counts, indices), (self.full_kv_num_blocks, self.full_kv_indices)):
+            place = torch.arange(listed.shape[-1], device=listed.device)
+            at = torch.where(place < num[..., None], listed, column_tiles)
+            dense.scatter_(-1, at.long(), 1)
+        return dense[..., :column_tiles]
+
+    def _adjust(self, new_q_len: int, new_kv_len: int) -> BlockMask:
+        tiles = self._grid
+        width = self.kv_indices.shape[-1], self.q_indices.shape[-1]
+        if width != tiles[::-1]:
+            raise ValueError(
+                f"a mask must have lists as wide as there are tiles, {tiles[::-1]}, to be adjusted "
+                f"to other lengths, got width={width}: make it of those lengths"
+            )
+        return super()._adjust(new_q_len, new_kv_len)
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        q_token_num, kv_token_num = self.seq_lengths
+        return plan.tile_grid(q_token_num, kv_token_num, self.BLOCK_SIZE)
+
+    @property
+    def _refine(self) -> Callable[..., Any] | None:
+        return getattr(self.mask_mod, "refine", None)
+
+
+def _kept_dimension(index: Any, length: int) -> Any:
+    """Return an index that keeps the dimension: a slice of one for an int."""
+    if not isinstance(index, int):
+        return index
+    if not -length <= index < length:
+        raise IndexError(f"mask has {length} there, got index {index}")
+    first = index % length
+    return slice(first, first + 1)
+
+
+def mask_mod(columns: Any) -> MaskMod:
     """Return the function of (b, h, q_idx, kv_idx) by which FlexAttention asks for single pairs.
 
     Args:
-        columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE]: a torch tensor, or
-            anything with ``__dlpack__``. The function keeps it alive.
+        columns: int32, shape (N, 2) or (b, h, N, 2), columns [LTS, UTE]: a torch tensor, or
+            anything with ``__dlpack__``. The function keeps it alive. b or h of 1 stands for all.
+
+    Returns:
+        MaskMod, which pickles, and copies.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    return _mask_mod(_columns(columns))
+    return MaskMod(_as_slices(_columns(columns)))
 
 
-def _mask_mod(columns: Any) -> Callable[[Any, Any, Any, Any], Any]:
-    bounds = columns.view(-1, 2)
-
-    def shown(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return (q_idx >= bounds[kv_idx, 1]) & (q_idx < bounds[kv_idx, 0])
-
-    return shown
+def _as_slices(columns: torch.Tensor) -> torch.Tensor:
+    return columns if columns.ndim == 4 else columns[None, None]
 
 
 def block_mask(
-    columns: Any, q_token_num: int, block_size: int | tuple[int, int] = 128
-) -> BlockMask:
+    columns: Any,
+    q_token_num: int,
+    block_size: int | tuple[int, int] = 128,
+    *,
+    width: int | tuple[int, int] | None = None,
+    refine: Callable[..., Any] | None = None,
+) -> ColumnsBlockMask:
     """Return the BlockMask of columns, ready for ``flex_attention``.
 
+    With a ``width`` below what a tile needs, **its list is cut, and so pairs are hidden**:
+    ``maskq_cupy.blocks_width`` gives one that is enough for a pack.
+
     Args:
-        columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on a GPU: a torch tensor,
-            or anything with ``__dlpack__``.
+        columns: int32, shape (N, 2) or (b, h, N, 2), columns [LTS, UTE], on a GPU: a torch tensor,
+            or anything with ``__dlpack__``. h counts query heads; b or h of 1 stands for all.
         q_token_num: number of query rows Q, as long as the query tensor.
         block_size: (rows, columns) of a tile, or one int for both; a multiple of what
             ``flex_attention`` computes at a time.
+        width: room of the lists, as in ``maskq_cupy.to_blocks``: for ``flex_attention`` compiled
+            for a GPU.
+        refine: a mask_mod that hides further pairs, for what two columns cannot say. It is asked in
+            every tile that shows a pair, all of which are partial then.
 
     Returns:
-        BlockMask of shape (1, 1, Q, N), with the lists for the forward and the backward pass.
+        ColumnsBlockMask of shape (b, h, Q, N), with the lists for the forward and the backward
+        pass.
 
     Two launches on torch's current stream; no synchronisation; one allocation, of which all lists
     are parts. All memory is torch's, so that a ``torch.cuda.graph`` captures it after one call
@@ -57,22 +186,46 @@ def block_mask(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
+    block_size = checks.check_block_size(block_size)
+    check_refine(refine)
+    tensor, lists = tile_lists(
+        columns, q_token_num, block_size, width=width, all_partial=refine is not None
+    )
+    lengths = q_token_num, tensor.shape[-2]
+    return _of_lists(lists, tensor, lengths, block_size, refine)
+
+
+def check_refine(refine: object) -> None:
+    if refine is not None and not callable(refine):
+        raise TypeError(
+            "refine must be a function of (b, h, q_idx, kv_idx) or None, got "
+            f"{type(refine).__name__}"
+        )
+
+
+def tile_lists(
+    columns: Any,
+    q_token_num: int,
+    block_size: tuple[int, int],
+    *,
+    width: int | tuple[int, int] | None = None,
+    all_partial: bool = False,
+) -> tuple[torch.Tensor, Blocks]:
+    """Return the columns as a tensor, and their lists as `block_mask` holds them."""
     tensor = on_gpu(columns, "columns")
     row_num = checks.check_int(q_token_num, "q_token_num")
-    block_size = checks.check_block_size(block_size)
-    return _of_lists(tile_lists(tensor, row_num, block_size), tensor, row_num, block_size)
-
-
-def tile_lists(tensor: torch.Tensor, row_num: int, block_size: tuple[int, int]) -> Blocks:
-    """Return the lists of columns on a GPU as `block_mask` holds them; numbers are checked."""
-    column_num = checks.check_columns_form(_dtype(tensor), tensor.shape)
-    parts, scratch_start, words = _layout(row_num, column_num, block_size)
+    checks.check_slices_form(_dtype(tensor), tensor.shape)
+    checks.check_width(width, row_num, row_num)  # here, as 2.0 is found where 2 was
+    tiles, parts, scratch_start, words = _layout(
+        slices_of(tensor.shape), row_num, tensor.shape[-2], block_size,
+        tuple(width) if isinstance(width, list) else width,
+    )  # fmt: skip
     memory = torch.empty(words, dtype=torch.int32, device=tensor.device)
     first = memory.data_ptr()
     pointers = Blocks(*[first + 4 * start for _, _, start in parts])
     scratch = first + 4 * scratch_start
-    write_lists(tensor, row_num, block_size, pointers, scratch, _current_stream(tensor))
-    return Blocks(*[memory.as_strided(*part) for part in parts])
+    write_lists(tensor, tiles, pointers, scratch, _current_stream(tensor), all_partial)
+    return tensor, Blocks(*[memory.as_strided(*part) for part in parts])
 
 
 def packed_block_mask(
@@ -82,8 +235,10 @@ def packed_block_mask(
     kv_token_num: int,
     *,
     block_size: int | tuple[int, int] = 128,
+    width: int | tuple[int, int] | None = None,
+    refine: Callable[..., Any] | None = None,
     **rule: Any,
-) -> BlockMask:
+) -> ColumnsBlockMask:
     """Return the BlockMask of a packed batch, ready for ``flex_attention``.
 
     Args:
@@ -92,7 +247,7 @@ def packed_block_mask(
         q_token_num: number of query rows Q, as long as the query tensor; rows after the last
             sequence see nothing.
         kv_token_num: number of key columns N, as long as the key tensor.
-        block_size: as in ``block_mask``.
+        block_size, width, refine: as in ``block_mask``.
         **rule: as in ``get_attn_mask_q``: ``causal``, ``window``, ``num_sink_tokens``, ``align``,
             ``causal_block``, ``chunk_size``, ``spans``, ``attn_mask_kv`` or ``validate``. Arrays
             are torch tensors on the same GPU.
@@ -101,7 +256,7 @@ def packed_block_mask(
     ``validate=True``. Memory and errors are those of ``block_mask``.
     """
     columns = packed_columns(cu_seqlens_q, cu_seqlens_k, kv_token_num, rule)
-    return block_mask(columns, q_token_num, block_size)
+    return block_mask(columns, q_token_num, block_size, width=width, refine=refine)
 
 
 def packed_columns(
@@ -124,18 +279,25 @@ def packed_columns(
 
 
 def as_block_mask(
-    blocks: Blocks, columns: Any, q_token_num: int, block_size: int | tuple[int, int] = 128
-) -> BlockMask:
+    blocks: Blocks,
+    columns: Any,
+    q_token_num: int,
+    block_size: int | tuple[int, int] = 128,
+    *,
+    refine: Callable[..., Any] | None = None,
+) -> ColumnsBlockMask:
     """Return the BlockMask that holds these lists, which it shares and keeps alive.
 
     Args:
         blocks: what ``to_blocks(columns, q_token_num, block_size)`` returned, of tensors or of
-            arrays with ``__dlpack__``: on a GPU, or from ``reference`` for a run on the CPU.
+            arrays with ``__dlpack__``: on a GPU, or from ``reference`` for a run on the CPU, where
+            ``flex_attention`` needs lists as wide as there are tiles.
         columns: on the same device.
         q_token_num: number of query rows Q.
         block_size: (rows, columns) of a tile, or one int for both.
+        refine: as in ``block_mask``; for lists of ``to_blocks(..., all_partial=True)``.
 
-    No launch, no copy.
+    No launch, no copy; with ``refine`` a wait, to see that no tile is full.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -143,43 +305,70 @@ def as_block_mask(
     tensor = _columns(columns)
     row_num = checks.check_int(q_token_num, "q_token_num")
     block_size = checks.check_block_size(block_size)
+    check_refine(refine)
     if not isinstance(blocks, Blocks):
         raise TypeError(f"blocks must be a maskq_cupy.Blocks, got {type(blocks).__name__}")
     lists = Blocks(*map(_tensor, blocks))
-    shapes = plan.block_shapes(*plan.tile_grid(row_num, tensor.shape[-2], block_size))
+    _check_lists(lists, tensor, row_num, block_size)
+    if refine is not None and (lists.full_kv_num_blocks.any() or lists.full_q_num_blocks.any()):
+        raise ValueError(
+            "blocks must have no full tiles where refine is given, which is not asked in them: "
+            "make them with to_blocks(..., all_partial=True)"
+        )
+    return _of_lists(lists, tensor, (row_num, tensor.shape[-2]), block_size, refine)
+
+
+def _check_lists(
+    lists: Blocks, columns: torch.Tensor, row_num: int, block_size: tuple[int, int]
+) -> None:
+    """Require lists of the mask's shapes, of one width a side, where the columns are."""
+    lead, column_num = slices_of(columns.shape), columns.shape[-2]
+    tiles = plan.tiles(math.prod(lead), row_num, column_num, block_size)
+    widths = [indices.shape[-1] if indices.ndim else 0 for indices in lists[1::4]]
+    narrow = min(widths[0], tiles.width[0]), min(widths[1], tiles.width[1])
+    shapes = plan.block_shapes(tiles._replace(width=narrow), lead)
     for name, found, shape in zip(Blocks._fields, lists, shapes, strict=True):
         if _dtype(found) != "int32" or found.shape != shape:
             kind = ValueError if _dtype(found) == "int32" else TypeError
             raise kind(
                 f"blocks.{name} must be int32 of shape {shape}, for {row_num} rows and "
-                f"{tensor.shape[-2]} columns in tiles of {block_size}, "
+                f"{column_num} columns in tiles of {block_size}, "
                 f"got {_dtype(found)} of shape {tuple(found.shape)}"
             )
-        if found.device != tensor.device:
+        if found.device != columns.device:
             raise ValueError(
-                f"blocks.{name} must be where the columns are, on {tensor.device}, "
+                f"blocks.{name} must be where the columns are, on {columns.device}, "
                 f"got a tensor on {found.device}"
             )
-    return _of_lists(lists, tensor, row_num, block_size)
+    if narrow != tiles.width and not columns.is_cuda:
+        raise ValueError(
+            f"blocks must be as wide as there are tiles, {tiles.width}, on the CPU, where compiled "
+            f"flex_attention reads no narrower lists, got width={narrow}"
+        )
 
 
 def _of_lists(
-    lists: Blocks, columns: Any, q_token_num: int, block_size: tuple[int, int]
-) -> BlockMask:
-    return BlockMask(
-        seq_lengths=(q_token_num, columns.shape[-2]),
+    lists: Blocks,
+    columns: torch.Tensor,
+    seq_lengths: tuple[int, int],
+    block_size: tuple[int, int],
+    refine: Callable[..., Any] | None = None,
+) -> ColumnsBlockMask:
+    slices = _as_slices(columns)
+    return ColumnsBlockMask(
+        seq_lengths=seq_lengths,
         **lists._asdict(),
         BLOCK_SIZE=block_size,
-        mask_mod=_mask_mod(columns),
+        mask_mod=MaskMod(slices) if refine is None else RefinedMaskMod(slices, refine),
     )
 
 
 def _columns(columns: Any) -> Any:
     """Return columns as a tensor, of a form that the mask can be read from, on any device."""
     if not hasattr(columns, "__dlpack__"):
-        raise TypeError(f"columns must be {checks.COLUMNS}, got {type(columns).__name__}")
+        raise TypeError(f"columns must be {checks.SLICES}, got {type(columns).__name__}")
     tensor = _tensor(columns)
-    checks.check_columns_form(_dtype(tensor), tensor.shape)
+    checks.check_slices_form(_dtype(tensor), tensor.shape)
     if not tensor.is_contiguous():
         shape = tuple(tensor.shape)
         raise ValueError(f"columns must be C-contiguous, got a strided view of shape {shape}")
@@ -217,17 +406,22 @@ Part = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides and start 
 
 @lru_cache
 def _layout(
-    row_num: int, column_num: int, block_size: tuple[int, int]
-) -> tuple[list[Part], int, int]:
-    """Return the lists' parts of one piece of memory, where its scratch starts, and its length.
+    lead: tuple[int, int],
+    row_num: int,
+    column_num: int,
+    block_size: tuple[int, int],
+    width: int | tuple[int, ...] | None,
+) -> tuple[plan.Tiles, list[Part], int, int]:
+    """Return the tiles, the lists' parts of one piece of memory, its scratch's start, its length.
 
     In 32-bit words. Known by its numbers alone, which most calls repeat.
     """
-    shapes = plan.block_shapes(*plan.tile_grid(row_num, column_num, block_size))
+    tiles = plan.tiles(math.prod(lead), row_num, column_num, block_size, width)
+    shapes = plan.block_shapes(tiles, lead)
     *starts, end = list_starts(shapes)
     parts = [(shape, _strides(shape), start) for shape, start in zip(shapes, starts, strict=True)]
     # Behind the lists, which take 128 bits a tile, 2 of scratch: not worth their own allocation.
-    return parts, end, end + plan.blocks_scratch_nbytes(row_num, column_num, block_size) // 4
+    return tiles, parts, end, end + plan.lists_scratch_nbytes(tiles) // 4
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Columns in, other forms of the same mask out: four columns, a dense matrix."""
 
+import math
 from typing import Any
 
 from maskq_cupy import checks, plan, tokens
@@ -18,16 +19,17 @@ def to_four_columns(
     """Return the columns in the older form of FlashMask's operators.
 
     Args:
-        columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on a GPU.
+        columns: int32, shape (N, 2) or (b, h, N, 2), columns [LTS, UTE], on a GPU.
         q_token_num: number of query rows Q.
-        out: int32, shape (N, 4) or (1, 1, N, 4), C-contiguous, on the GPU; is what is returned.
+        out: int32, of the result's shape, C-contiguous, on the GPU; is what is returned. Of one
+            slice it may have the leading (1, 1) or not.
         stream: the launch stream, as in ``get_attn_mask_q``.
         validate: require of each column that 0 <= UTE <= LTS <= Q, at the cost of a wait. Otherwise
             bounds are clipped to the Q rows.
 
     Returns:
-        int32 cupy.ndarray, shape (N, 4), columns [LTS, Q, 0, UTE]: hidden from the rows from LTS
-        up to Q, and from 0 up to UTE; or ``out``.
+        int32 cupy.ndarray, shape (N, 4) or (b, h, N, 4), columns [LTS, Q, 0, UTE]: hidden from the
+        rows from LTS up to Q, and from 0 up to UTE; or ``out``.
 
     One launch; allocates the result where ``out`` is not given.
 
@@ -37,13 +39,13 @@ def to_four_columns(
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
     with Call({"columns": columns}, out, stream=stream) as call:
-        source = columns_of(call)
-        n = source.shape[-2]
+        source = columns_of(call, checks.check_slices_form)
         if validate:
             check_columns(call, source, row_num)
-        four = call.result("int32", 16, (n, 4), (1, 1, n, 4))
-        if n:
-            call.run(plan.four_columns_launch(source.pointer, n, row_num, four))
+        column_num = math.prod(source.shape[:-1])
+        four = call.result("int32", 16, *_shapes(source.shape[:-2], (source.shape[-2], 4)))
+        if column_num:
+            call.run(plan.four_columns_launch(source.pointer, column_num, row_num, four))
         return call.out
 
 
@@ -91,16 +93,17 @@ def to_dense(
     """Return the mask as a matrix: does the row see the column?
 
     Args:
-        columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on a GPU.
+        columns: int32, shape (N, 2) or (b, h, N, 2), columns [LTS, UTE], on a GPU.
         q_token_num: number of query rows Q.
         limit: the most pairs of row and column to allow, a byte each.
-        out: bool, shape (Q, N) or (1, 1, Q, N), C-contiguous, on the GPU; is what is returned.
+        out: bool, of the result's shape, C-contiguous, on the GPU; is what is returned. Of one
+            slice it may have the leading (1, 1) or not.
         stream: the launch stream, as in ``get_attn_mask_q``.
         validate: require of each column that 0 <= UTE <= LTS <= Q, at the cost of a wait. Otherwise
             bounds are clipped to the Q rows.
 
     Returns:
-        bool cupy.ndarray, shape (Q, N); or ``out``.
+        bool cupy.ndarray, shape (Q, N) or (b, h, Q, N); or ``out``.
 
     One launch; allocates the result where ``out`` is not given.
 
@@ -110,12 +113,21 @@ def to_dense(
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
     with Call({"columns": columns}, out, stream=stream) as call:
-        source = columns_of(call)
-        n = source.shape[-2]
+        source = columns_of(call, checks.check_slices_form)
         if validate:
             check_columns(call, source, row_num)
-        checks.check_dense_size(row_num, n, limit)
-        shown = call.result("bool", 1, (row_num, n), (1, 1, row_num, n))
-        if row_num and n:
-            call.run(plan.dense_launch(source.pointer, n, row_num, shown))
+        n = source.shape[-2]
+        slices = math.prod(source.shape[:-2])
+        checks.check_dense_size(row_num, n, limit, slices)
+        shown = call.result("bool", 1, *_shapes(source.shape[:-2], (row_num, n)))
+        if row_num and n and slices:
+            call.run(plan.dense_launch(source.pointer, n, row_num, shown, slices))
         return call.out
+
+
+def _shapes(lead: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the shapes that a result may have: of the columns' rank; for one slice of both."""
+    own = (*lead, *shape)
+    if math.prod(lead) != 1:
+        return [own]
+    return [own, (1, 1, *shape) if len(lead) == 0 else shape]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from maskq_cupy import checks, compiler
 from maskq_cupy.compiler import Launch, launch_of
 from maskq_cupy.reference import Blocks
-from maskq_cupy.rule import Rule
+from maskq_cupy.rule import INT32_MAX, Rule
 
 
 class Cuts(NamedTuple):
@@ -234,58 +234,171 @@ def tile_grid(q_token_num: int, kv_token_num: int, block_size: tuple[int, int]) 
     return -(-q_token_num // block_size[0]), -(-kv_token_num // block_size[1])
 
 
-def block_shapes(row_tiles: int, column_tiles: int) -> Blocks:
-    """Return the shape of each array of a Blocks."""
-    row, column = (1, 1, row_tiles), (1, 1, column_tiles)
-    of_row, of_column = (*row, column_tiles), (*column, row_tiles)
+class Tiles(NamedTuple):
+    """The tiles of columns (slices, column_num, 2) and the lists of them, counted."""
+
+    slices: int
+    row_num: int
+    column_num: int
+    block_size: tuple[int, int]
+    row_tiles: int  # of a slice
+    column_tiles: int
+    width: tuple[int, int]  # entries of a row tile's list and of a column tile's
+
+    @property
+    def is_narrow(self) -> bool:
+        """Is there less room than tiles, so that work and scratch grow with the room?"""
+        return self.width != (self.column_tiles, self.row_tiles)
+
+
+def tiles(
+    slices: int, row_num: int, column_num: int, block_size: tuple[int, int], width: object = None
+) -> Tiles:
+    """Return the counts of tiles; a width is checked, and cut to the tiles that there are.
+
+    Raises ValueError for more tiles than a launch has blocks.
+    """
+    row_tiles, column_tiles = tile_grid(row_num, column_num, block_size)
+    room = checks.check_width(width, row_tiles, column_tiles)
+    most = slices * max(row_tiles, column_tiles)
+    _check_blocks(most, "tiles of all slices, on one side,")
+    return Tiles(slices, row_num, column_num, block_size, row_tiles, column_tiles, room)
+
+
+def _check_blocks(num: int, what: str) -> int:
+    """Require as many blocks as a launch can have; return them."""
+    if num > INT32_MAX:
+        raise ValueError(f"a launch has at most 2**31 - 1 blocks, got {num} {what} at once")
+    return num
+
+
+def block_shapes(tiles: Tiles, lead: tuple[int, ...] = (1, 1)) -> Blocks:
+    """Return the shape of each array of a Blocks; the product of lead is the slices."""
+    row, column = (*lead, tiles.row_tiles), (*lead, tiles.column_tiles)
+    of_row, of_column = (*row, tiles.width[0]), (*column, tiles.width[1])
     return Blocks(row, of_row, row, of_row, column, of_column, column, of_column)
 
 
 def blocks_scratch_nbytes(
-    q_token_num: int, kv_token_num: int, block_size: int | tuple[int, int] = (128, 128)
+    q_token_num: int,
+    kv_token_num: int,
+    block_size: int | tuple[int, int] = (128, 128),
+    *,
+    slices: int = 1,
+    width: int | tuple[int, int] | None = None,
 ) -> int:
-    """Return the bytes of scratch memory that `to_blocks` needs: two bits a tile.
+    """Return the bytes of scratch memory that `to_blocks` of columns (b, h, N, 2) needs.
 
-    >>> blocks_scratch_nbytes(131072, 131072)
-    262144
+    Two bits a tile; with a width below the tiles 16 bytes a column tile and some more.
+
+    Args:
+        q_token_num: number of query rows Q.
+        kv_token_num: number of key columns N.
+        block_size: (rows, columns) of a tile, or one int for both.
+        slices: b * h.
+        width: as in `to_blocks`.
+
+    >>> blocks_scratch_nbytes(131072, 131072), blocks_scratch_nbytes(131072, 131072, width=65)
+    (262144, 16656)
     """
-    rows, columns = tile_grid(q_token_num, kv_token_num, checks.check_block_size(block_size))
-    return 8 * -(-rows // 32) * columns
+    row_num = checks.check_int(q_token_num, "q_token_num")
+    column_num = checks.check_int(kv_token_num, "kv_token_num")
+    slices = checks.check_int(slices, "slices")
+    sizes = checks.check_block_size(block_size)
+    return lists_scratch_nbytes(tiles(slices, row_num, column_num, sizes, width))
+
+
+def lists_scratch_nbytes(tiles: Tiles) -> int:
+    if not tiles.is_narrow:
+        return 8 * -(-tiles.row_tiles // 32) * tiles.slices * tiles.column_tiles
+    return zeroed_nbytes(tiles) + 16 * tiles.slices * tiles.column_tiles
+
+
+def zeroed_nbytes(tiles: Tiles) -> int:
+    """Return the bytes at the start of the scratch memory that are 0 before the launches."""
+    return sum(_reaches_nbytes(tiles)) if tiles.is_narrow else 0
+
+
+def _reaches_nbytes(tiles: Tiles) -> tuple[int, int]:
+    """Return the bytes of the groups' and of the chunks' reaches (narrow_lists.cu)."""
+    chunks = -(-tiles.column_tiles // 32)
+    groups = -(-chunks // 32)
+    return _whole_16(8 * tiles.slices * groups), _whole_16(8 * tiles.slices * chunks)
+
+
+def _whole_16(nbytes: int) -> int:
+    return (nbytes + 15) // 16 * 16
 
 
 def block_launches(
-    columns: Any,
-    column_num: int,
-    row_num: int,
-    block_size: tuple[int, int],
-    blocks: Blocks,
-    scratch: Any,
+    columns: Any, tiles: Tiles, blocks: Blocks, scratch: Any, all_partial: bool, needed: Any = 0
 ) -> list[Launch]:
-    """Return the launches that write the lists; blocks are pointers, and numbers may be 0."""
-    row_tiles, column_tiles = tile_grid(row_num, column_num, block_size)
-    launches = []
-    if column_tiles:
-        by_column = launch_of("column_tile_lists")(
-            column_tiles, columns=columns, column_num=column_num, row_num=row_num,
-            block_q=block_size[0], block_k=block_size[1], row_tiles=row_tiles, words=scratch,
-            q_num_blocks=blocks.q_num_blocks, q_indices=blocks.q_indices,
-            full_q_num_blocks=blocks.full_q_num_blocks, full_q_indices=blocks.full_q_indices,
-        )  # fmt: skip
-        launches.append(by_column)
-    if row_tiles:
-        by_row = launch_of("row_tile_lists")(
-            -(-row_tiles // (compiler.SIZES.block_threads // 32)), words=scratch,
-            row_tiles=row_tiles, column_tiles=column_tiles, kv_num_blocks=blocks.kv_num_blocks,
-            kv_indices=blocks.kv_indices, full_kv_num_blocks=blocks.full_kv_num_blocks,
-            full_kv_indices=blocks.full_kv_indices,
-        )  # fmt: skip
-        launches.append(by_row)
-    return launches
+    """Return the launches that write the lists; blocks are pointers, and numbers may be 0.
+
+    needed points to two ints that are 0 before, or is 0.
+    """
+    make = _narrow_launches if tiles.is_narrow else _full_width_launches
+    by_column, by_row = make(columns, tiles, blocks, scratch, all_partial, needed)
+    return [launch for launch in (by_column, by_row) if launch.grid]
+
+
+def _full_width_launches(
+    columns: Any, tiles: Tiles, blocks: Blocks, scratch: Any, all_partial: bool, needed: Any
+) -> tuple[Launch, Launch]:
+    slices, row_num, column_num, (block_q, block_k), row_tiles, column_tiles, _ = tiles
+    by_column = launch_of("column_tile_lists")(
+        slices * column_tiles, columns=columns, column_num=column_num, row_num=row_num,
+        block_q=block_q, block_k=block_k, row_tiles=row_tiles, column_tiles=column_tiles,
+        all_partial=all_partial, words=scratch, q_num_blocks=blocks.q_num_blocks,
+        q_indices=blocks.q_indices, full_q_num_blocks=blocks.full_q_num_blocks,
+        full_q_indices=blocks.full_q_indices, needed=needed,
+    )  # fmt: skip
+    by_row = launch_of("row_tile_lists")(
+        -(-slices * row_tiles // _warps()), words=scratch, slices=slices, row_tiles=row_tiles,
+        column_tiles=column_tiles, kv_num_blocks=blocks.kv_num_blocks,
+        kv_indices=blocks.kv_indices, full_kv_num_blocks=blocks.full_kv_num_blocks,
+        full_kv_indices=blocks.full_kv_indices, needed=needed,
+    )  # fmt: skip
+    return by_column, by_row
+
+
+def _narrow_launches(
+    columns: Any, tiles: Tiles, blocks: Blocks, scratch: Any, all_partial: bool, needed: Any
+) -> tuple[Launch, Launch]:
+    slices, row_num, column_num, (block_q, block_k), row_tiles, column_tiles, room = tiles
+    chunks = scratch + _reaches_nbytes(tiles)[0]
+    runs = scratch + zeroed_nbytes(tiles)
+    column_blocks = -(-column_tiles // _warps())
+    by_column = launch_of("narrow_column_tile_lists")(
+        slices * column_blocks, columns=columns, column_num=column_num, row_num=row_num,
+        block_q=block_q, block_k=block_k, column_tiles=column_tiles, blocks_a_slice=column_blocks,
+        all_partial=all_partial, width=room[1], groups=scratch, chunks=chunks, runs=runs,
+        q_num_blocks=blocks.q_num_blocks, q_indices=blocks.q_indices,
+        full_q_num_blocks=blocks.full_q_num_blocks, full_q_indices=blocks.full_q_indices,
+        needed=needed,
+    )  # fmt: skip
+    # More row tiles a warp share the search for their column tiles; fewer fill the GPU.
+    rows_a_warp = 4 if slices * row_tiles >= 1 << 13 else 1
+    row_blocks = -(-row_tiles // (rows_a_warp * _warps()))
+    by_row = launch_of("narrow_row_tile_lists")(
+        slices * row_blocks, columns=columns, column_num=column_num, row_num=row_num,
+        block_q=block_q, block_k=block_k, row_tiles=row_tiles, column_tiles=column_tiles,
+        blocks_a_slice=row_blocks, rows_a_warp=rows_a_warp, width=room[0], groups=scratch,
+        chunks=chunks, runs=runs, q_num_blocks=blocks.q_num_blocks, q_indices=blocks.q_indices,
+        q_width=room[1], kv_num_blocks=blocks.kv_num_blocks, kv_indices=blocks.kv_indices,
+        full_kv_num_blocks=blocks.full_kv_num_blocks, full_kv_indices=blocks.full_kv_indices,
+        needed=needed,
+    )  # fmt: skip
+    return by_column, by_row
+
+
+def _warps() -> int:
+    return compiler.SIZES.block_threads // 32
 
 
 def four_columns_launch(columns: Any, column_num: int, total: int, four: Any) -> Launch:
-    """Return the launch that writes the four columns; column_num is at least 1."""
-    grid = -(-column_num // compiler.SIZES.block_threads)
+    """Return the launch that writes the four columns; column_num, of all slices, is at least 1."""
+    grid = _check_blocks(-(-column_num // compiler.SIZES.block_threads), "of four columns")
     make = launch_of("four_columns")
     return make(grid, columns=columns, column_num=column_num, total=total, four=four)
 
@@ -304,14 +417,17 @@ def split_launch(
     )
 
 
-def dense_launch(columns: Any, column_num: int, row_num: int, shown: Any) -> Launch:
-    """Return the launch that writes the dense mask; both numbers are at least 1."""
+def dense_launch(
+    columns: Any, column_num: int, row_num: int, shown: Any, slices: int = 1
+) -> Launch:
+    """Return the launch that writes the dense mask; all numbers are at least 1."""
     blocks_a_row = -(-column_num // (4 * compiler.SIZES.block_threads))
     rows_per_block = 32  # enough that reading the bounds does not count
-    grid = blocks_a_row * -(-row_num // rows_per_block)
+    blocks_a_slice = blocks_a_row * -(-row_num // rows_per_block)
     return launch_of("dense_mask")(
-        grid, columns=columns, column_num=column_num, row_num=row_num,
-        rows_per_block=rows_per_block, blocks_a_row=blocks_a_row, shown=shown,
+        _check_blocks(slices * blocks_a_slice, "of a dense mask"), columns=columns,
+        column_num=column_num, row_num=row_num, rows_per_block=rows_per_block,
+        blocks_a_row=blocks_a_row, blocks_a_slice=blocks_a_slice, shown=shown,
     )  # fmt: skip
 
 

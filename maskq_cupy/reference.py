@@ -323,25 +323,33 @@ def to_blocks(
     q_token_num: int,
     block_size: int | tuple[int, int] = (128, 128),
     *,
+    width: int | tuple[int, int] | None = None,
+    needed: np.ndarray | None = None,
+    all_partial: bool = False,
     validate: bool = False,
 ) -> Blocks:
     """Return which tiles of the mask are full and which are partial, by row and by column tile.
 
     A tile is full where all of its pairs are shown, partial where some are; one that hangs over
-    the last row or column is never full.
+    the last row or column is never full. With a ``width`` below what a tile needs, **its list is
+    cut, and so pairs are hidden**: a count is at most the width.
 
     Args:
-        columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on the host.
+        columns: int32, shape (N, 2) or (b, h, N, 2), columns [LTS, UTE], on the host.
         q_token_num: number of query rows Q, those of padding included.
         block_size: (rows, columns) of a tile, or one int for both.
-        validate: require of each column that 0 <= UTE <= LTS <= Q. Otherwise bounds are clipped
-            to the Q rows.
+        width: (w_kv, w_q), or one int for both: the entries that there is room for in a row tile's
+            list and in a column tile's, at most as many as there are tiles; None: as many.
+        needed: int32, shape (2,): receives the widths that cut nothing.
+        all_partial: list every tile that shows a pair as partial, and none as full.
+        validate: require a width that cuts nothing, and of each column that
+            0 <= UTE <= LTS <= Q. Otherwise bounds are clipped to the Q rows.
 
     Returns:
-        Blocks of int32, shapes (1, 1, Qt) and (1, 1, Qt, Nt) for the ``kv_*`` and (1, 1, Nt) and
-        (1, 1, Nt, Qt) for the ``q_*``, for Qt x Nt tiles.
+        Blocks of int32, shapes (b, h, Qt) and (b, h, Qt, w_kv) for the ``kv_*`` and (b, h, Nt) and
+        (b, h, Nt, w_q) for the ``q_*``, for Qt x Nt tiles; (N, 2) is one slice, (1, 1, N, 2).
 
-    O(N + Qt * Nt) work and memory.
+    O(N + Qt * Nt) work and memory a slice.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -353,22 +361,74 @@ def to_blocks(
     ([[[0, 1, 1]]], [[[[0, 0], [0, 0], [0, 0]]]])
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
-    lts, ute = _host_columns(columns, row_num if validate else None)
+    slices = _host_columns(columns, row_num if validate else None)
     block_q, block_k = checks.check_block_size(block_size)
-    live = _live_row_tiles(lts, ute, row_num, block_q, block_k)
-    full = _full_row_tiles(lts, ute, row_num, block_q, block_k)
-    partial = live & ~full
-    return Blocks(*_listed(partial.T), *_listed(full.T), *_listed(partial), *_listed(full))
+    column_tiles, row_tiles = -(-slices.shape[2] // block_k), -(-row_num // block_q)
+    w_kv, w_q = checks.check_width(width, row_tiles, column_tiles)
+    tiles = np.empty((2, *slices.shape[:2], column_tiles, row_tiles), bool)
+    partial, full = tiles
+    for at in np.ndindex(slices.shape[:2]):
+        lts, ute = slices[at].T
+        live = _live_row_tiles(lts, ute, row_num, block_q, block_k)
+        full[at] = not all_partial and _full_row_tiles(lts, ute, row_num, block_q, block_k)
+        partial[at] = live & ~full[at]
+    by_row, by_column = tiles.sum(-2), tiles.sum(-1)
+    if needed is not None:
+        checks.check_needed_form(str(needed.dtype), needed.shape)
+        needed[:] = by_row.max(initial=0), by_column.max(initial=0)
+    if validate:
+        checks.check_width_values((w_kv, w_q), by_row, by_column)
+    partial_t, full_t = partial.swapaxes(-1, -2), full.swapaxes(-1, -2)
+    return Blocks(
+        *_listed(partial_t, w_kv),
+        *_listed(full_t, w_kv),
+        *_listed(partial, w_q),
+        *_listed(full, w_q),
+    )
 
 
-def _host_columns(columns: Any, checked_rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return LTS and UTE, int64; checked to be bounds of so many rows, unless that is None."""
-    array = host.host_array("columns", columns, checks.COLUMNS)
-    checks.check_columns_form(str(array.dtype), array.shape)
+def blocks_width(
+    max_seqlen: int, block_size: int | tuple[int, int] = 128, causal: bool = True
+) -> tuple[int, int]:
+    """Return a width for ``to_blocks`` that cuts no list of a pack with as many rows as keys.
+
+    Args:
+        max_seqlen: the tokens of the longest sequence, rows and keys alike.
+        block_size: (rows, columns) of a tile, or one int for both.
+        causal: no row sees a key behind its own position; False where a row may, by a rule that
+            is not causal, or by blocks or spans.
+
+    Returns:
+        (w_kv, w_q), ints. A row tile sees at most the keys from ``max_seqlen - 1`` in front of its
+        first row on, and so many tiles hold them; a column tile alike.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    >>> blocks_width(32768), blocks_width(1000, (256, 128), causal=False)
+    ((257, 257), (19, 10))
+    """
+    reach = max(checks.check_int(max_seqlen, "max_seqlen") - 1, 0)
+    block_q, block_k = checks.check_block_size(block_size)
+    sides = 1 if causal else 2
+    if block_q == block_k:
+        width = 1 + sides * -(-reach // block_q)
+        return width, width
+    seen = sides * reach - 1
+    return 1 + -(-(block_q + seen) // block_k), 1 + -(-(block_k + seen) // block_q)
+
+
+def _host_columns(columns: Any, checked_rows: int | None = None) -> np.ndarray:
+    """Return the slices of columns, int64, shape (b, h, N, 2).
+
+    Checked to be bounds of so many rows, unless that is None.
+    """
+    array = host.host_array("columns", columns, checks.SLICES)
+    checks.check_slices_form(str(array.dtype), array.shape)
     if checked_rows is not None:
         checks.check_columns_values(array, checked_rows)
-    lts, ute = array.reshape(-1, 2).T.astype(np.int64)
-    return lts, ute
+    slices = array.astype(np.int64)
+    return slices if slices.ndim == 4 else slices[None, None]
 
 
 def _live_row_tiles(
@@ -400,26 +460,26 @@ def _full_row_tiles(
     return whole & (first_row >= max_ute) & (first_row + block_q <= np.minimum(min_lts, row_num))
 
 
-def _listed(tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many tiles of each row are set, and which, first the set ones and then zeros."""
-    count = tiles.sum(axis=1, dtype=np.int32)
-    ascending = np.argsort(~tiles, axis=1, kind="stable").astype(np.int32)
-    ascending[np.arange(tiles.shape[1]) >= count[:, None]] = 0
-    return count[None, None], ascending[None, None]
+def _listed(tiles: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many tiles of each row are listed, and which, the rest of the width zeros."""
+    count = np.minimum(tiles.sum(-1), width).astype(np.int32)
+    ascending = np.argsort(~tiles, axis=-1, kind="stable")[..., :width].astype(np.int32)
+    ascending[np.arange(width) >= count[..., None]] = 0
+    return count, ascending
 
 
 def to_four_columns(columns: Any, q_token_num: int, *, validate: bool = False) -> np.ndarray:
     """Return the columns in the older form of FlashMask's operators.
 
     Args:
-        columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on the host.
+        columns: int32, shape (N, 2) or (b, h, N, 2), columns [LTS, UTE], on the host.
         q_token_num: number of query rows Q.
         validate: require of each column that 0 <= UTE <= LTS <= Q. Otherwise bounds are clipped
             to the Q rows.
 
     Returns:
-        int32, shape (N, 4), columns [LTS, Q, 0, UTE]: hidden from the rows from LTS up to Q, and
-        from 0 up to UTE.
+        int32, shape (N, 4) or (b, h, N, 4), columns [LTS, Q, 0, UTE]: hidden from the rows from LTS
+        up to Q, and from 0 up to UTE.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -429,9 +489,9 @@ def to_four_columns(columns: Any, q_token_num: int, *, validate: bool = False) -
            [2, 2, 0, 1]], dtype=int32)
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
-    lts, ute = _host_columns(columns, row_num if validate else None)
-    four = [lts, np.full_like(lts, row_num), np.zeros_like(lts), ute]
-    return np.stack(four, axis=1).astype(np.int32)
+    lts, ute = np.moveaxis(_host_columns(columns, row_num if validate else None), -1, 0)
+    four = np.stack([lts, np.full_like(lts, row_num), np.zeros_like(lts), ute], axis=-1)
+    return _in_rank_of(columns, four.astype(np.int32))
 
 
 def to_dense(
@@ -440,14 +500,14 @@ def to_dense(
     """Return the mask as a matrix: does the row see the column?
 
     Args:
-        columns: int32, shape (N, 2) or (1, 1, N, 2), columns [LTS, UTE], on the host.
+        columns: int32, shape (N, 2) or (b, h, N, 2), columns [LTS, UTE], on the host.
         q_token_num: number of query rows Q.
         limit: the most pairs of row and column to allow, a byte each.
         validate: require of each column that 0 <= UTE <= LTS <= Q. Otherwise bounds are clipped
             to the Q rows.
 
     Returns:
-        bool, shape (Q, N).
+        bool, shape (Q, N) or (b, h, Q, N).
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -458,10 +518,17 @@ def to_dense(
            [0, 1, 1]])
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
-    lts, ute = _host_columns(columns, row_num if validate else None)
-    checks.check_dense_size(row_num, len(lts), limit)
+    slices = _host_columns(columns, row_num if validate else None)
+    b, h, column_num, _ = slices.shape
+    checks.check_dense_size(row_num, column_num, limit, b * h)
     row = np.arange(row_num)[:, None]
-    return (row >= ute) & (row < lts)
+    lts, ute = np.moveaxis(slices[..., None, :, :], -1, 0)
+    return _in_rank_of(columns, (row >= ute) & (row < lts))
+
+
+def _in_rank_of(columns: Any, result: np.ndarray) -> np.ndarray:
+    """Return a result of (b, h, ...) without these two for columns of (N, 2)."""
+    return result if np.ndim(columns) == 4 else result[0, 0]
 
 
 def shard_columns(

@@ -102,17 +102,9 @@ def run(capability, dim, dim_v, options, q_token_num, kv_token_num, width):
         cuda = {"device": "cuda"}
         form = (batch, heads) if "4d" in options else (1, heads) if "heads" in options else ()
         columns = torch.empty(*form, kv_token_num, 2, dtype=torch.int32, **cuda)
-        row_tiles, column_tiles = plan.tile_grid(q_token_num, kv_token_num, size)
-        shapes = plan.block_shapes(row_tiles, column_tiles)
-        lists = Blocks(
-            *(
-                torch.empty(
-                    *(form or (1, 1)), shape[2], *(min(n, width or n) for n in shape[3:]),
-                    dtype=torch.int32, **cuda,
-                )
-                for shape in shapes
-            )
-        )  # fmt: skip
+        tiles = plan.tiles(1, q_token_num, kv_token_num, size, width)
+        shapes = plan.block_shapes(tiles, form or (1, 1))
+        lists = Blocks(*(torch.empty(shape, dtype=torch.int32, **cuda) for shape in shapes))
         arguments = fa4._of_lists(
             columns, lists, q_token_num, (dim, dim_v), size, backward, "deterministic" in options
         )

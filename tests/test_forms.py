@@ -45,12 +45,23 @@ def test_four_columns_hide_what_two_columns_hide():
         pack = random_pack(rng, 60)
         columns = reference.get_attn_mask_q(*pack.arguments(), **pack.rule)
         row_num = int(pack.cu_seqlens_q[len(pack.cu_seqlens_k) - 1])
-        four = reference.to_four_columns(columns[None, None], row_num)
+        four = reference.to_four_columns(columns, row_num)
         assert four.dtype == np.int32
         row = np.arange(row_num)[:, None]
         low_start, low_end, high_start, high_end = four.T
         hidden = (row >= low_start) & (row < low_end) | (row >= high_start) & (row < high_end)
         np.testing.assert_array_equal(~hidden, oracle.shown(columns, row_num))
+
+
+@pytest.mark.parametrize("form", [reference.to_four_columns, reference.to_dense])
+@pytest.mark.parametrize("lead", [(1, 1), (2, 3), (0, 2)])
+def test_slices_are_each_alone(form, lead):
+    """Of (b, h, N, 2); also where there is one."""
+    slices = np.random.default_rng(2).integers(-2, 50, (*lead, 40, 2)).astype(np.int32)
+    result = form(slices, 45)
+    assert result.shape[:2] == lead
+    for at in np.ndindex(lead):
+        np.testing.assert_array_equal(result[at], form(slices[at], 45), strict=True)
 
 
 def test_dense_refuses_more_than_its_limit():
@@ -61,6 +72,8 @@ def test_dense_refuses_more_than_its_limit():
     with pytest.raises(ValueError, match="6 bytes, above limit=5"):
         reference.to_dense(columns[:3], 2, limit=5)
     assert reference.to_dense(columns[:3], 2, limit=6).shape == (2, 3)
+    with pytest.raises(ValueError, match="2 slices of 2 rows x 3 columns is 12 bytes, above"):
+        reference.to_dense(np.zeros((2, 1, 3, 2), np.int32), 2, limit=6)
 
 
 @needs_gxx
@@ -72,12 +85,14 @@ def test_kernels(builds, sanitizer, count):
         columns, row_num = random_columns(rng)
         if not columns.size or not row_num:
             continue
+        slices, n = int(rng.choice([1, 1, 3])), len(columns)
+        columns = rng.permutation(np.tile(columns, (slices, 1))).reshape(1, slices, n, 2)
         source = script.buffer(columns)
-        four = script.buffer(np.full((len(columns), 4), -77, np.int32))
-        dense = script.buffer(np.full((row_num, len(columns)), 7, np.uint8), offset=i % 4)
+        four = script.buffer(np.full((1, slices, n, 4), -77, np.int32))
+        dense = script.buffer(np.full((1, slices, row_num, n), 7, np.uint8), offset=i % 4)
         with emulator.planning():
-            script.launch(plan.four_columns_launch(source, len(columns), row_num, four))
-            script.launch(plan.dense_launch(source, len(columns), row_num, dense))
+            script.launch(plan.four_columns_launch(source, slices * n, row_num, four))
+            script.launch(plan.dense_launch(source, n, row_num, dense, slices))
         script.read(four)
         script.read(dense)
         expected += [
@@ -126,6 +141,16 @@ def test_gpu(cupy, name):
         out = cupy.empty_like(result).reshape(1, 1, *result.shape)
         assert getattr(maskq_cupy, name)(given[None, None], row_num, out=out) is out
         np.testing.assert_array_equal(cupy.asnumpy(out[0, 0]), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("lead", [(1, 1), (2, 3), (0, 2), (1, 70)])
+def test_gpu_slices(cupy, name, lead):
+    columns = np.random.default_rng(2).integers(-2, 90, (*lead, 77, 2)).astype(np.int32)
+    result = getattr(maskq_cupy, name)(cupy.asarray(columns), 83)
+    expected = getattr(reference, name)(columns, 83)
+    np.testing.assert_array_equal(cupy.asnumpy(result), expected, strict=True)
 
 
 @pytest.mark.gpu

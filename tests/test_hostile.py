@@ -16,8 +16,9 @@ import test_excess
 import test_tree
 from on_cpu import calls, emulator
 from strategies import Pack, cuts, random_intervals, random_lengths, random_parents, random_rule
+from test_blocks import Call as TilesCall
 from test_blocks import add_call as add_tiles_call
-from test_blocks import random_block_size
+from test_blocks import random_block_size, random_width
 
 import maskq_cupy
 from maskq_cupy import compiler, plan
@@ -248,7 +249,8 @@ def test_columns_on_the_cpu(builds, sanitizer, count):
         script = emulator.Script()
         for i in range(min(left, 50)):
             columns, row_num, block_size = hostile_columns(rng, int(rng.choice([1, 40, 300])))
-            add_tiles_call(script, columns, row_num, block_size, misaligned=i % 2 == 1)
+            tiles = TilesCall(columns, row_num, block_size, random_width(rng))
+            add_tiles_call(script, tiles, misaligned=i % 2 == 1)
             source = script.buffer(columns, offset=8 * (i % 2))
             four = script.buffer(np.zeros((len(columns), 4), np.int32))
             dense = script.buffer(np.zeros((row_num, len(columns)), np.uint8), offset=i % 4)
@@ -434,8 +436,8 @@ def test_columns_on_the_gpu():
     print(f"MASKQ_SEED={SEED} MASKQ_HOSTILE_PACKS={count}")
     for _ in range(count):
         columns, row_num, block_size = hostile_columns(rng, int(rng.choice([40, 1000])))
-        shapes = plan.block_shapes(*plan.tile_grid(row_num, len(columns), block_size))
-        scratch_nbytes = plan.blocks_scratch_nbytes(row_num, len(columns), block_size)
+        tiles = plan.tiles(1, row_num, len(columns), block_size, random_width(rng))
+        shapes, scratch_nbytes = plan.block_shapes(tiles), plan.lists_scratch_nbytes(tiles)
         nbytes = sum(4 * math.prod(shape) for shape in shapes) + scratch_nbytes
         nbytes += len(columns) * (8 + 16 + row_num) + 16 * GUARD_BYTES
         guarded = Guarded(cupy.empty(nbytes, np.uint8))
@@ -446,7 +448,9 @@ def test_columns_on_the_gpu():
         dense = guarded.array(np.zeros((row_num, len(columns)), np.bool_), is_written=True)
         guarded.upload()
         blocks = maskq_cupy.Blocks(*lists)
-        maskq_cupy.to_blocks(given, row_num, block_size, out=blocks, scratch=scratch)
+        maskq_cupy.to_blocks(
+            given, row_num, block_size, width=tiles.width, out=blocks, scratch=scratch
+        )
         maskq_cupy.to_four_columns(given, row_num, out=four)
         maskq_cupy.to_dense(given, row_num, out=dense)
         guarded.check()
