@@ -330,13 +330,15 @@ def test_other_lengths_compile_once_more_by_themselves(graphs, name):
     assert graphs() <= 2
 
 
-@pytest.mark.parametrize("row_num", [260, 1300])
-def test_lists_made_inside_are_the_references(graphs, row_num):
+def test_lists_made_inside_are_the_references(graphs):
+    """Compiled once for more rows than keys too, and for fewer."""
     compiled = torch.compile(model_of("window"), fullgraph=True, backend="aot_eager", dynamic=True)
-    pack = {"q": cuts([200, row_num - 200]), "k": cuts([230, 900])}
-    _, lists = compiled(*inputs_of("window", pack, "cpu"))
-    columns = reference.get_attn_mask_q(pack["q"], pack["k"], window=(100, 0))
-    np.testing.assert_array_equal(lists, reference.to_blocks(columns, row_num).kv_indices)
+    for row_num in (260, 1300, 700):
+        pack = pack_of([200, row_num - 200], [230, 900])
+        _, lists = compiled(*inputs_of("window", pack, "cpu"))
+        columns = reference.get_attn_mask_q(pack["q"], pack["k"], window=(100, 0))
+        np.testing.assert_array_equal(lists, reference.to_blocks(columns, row_num).kv_indices)
+    assert graphs() == 1
 
 
 def test_a_padded_batch_inside_a_compiled_forward(graphs):
