@@ -381,6 +381,35 @@ def test_slots_inside_a_compiled_forward(graphs):
     assert graphs() == 1
 
 
+class DenseModel(torch.nn.Module):
+    def forward(self, ids, x):
+        n = x.shape[-2]
+        cu = ops.cu_seqlens_from_ids(ids, 4)
+        mask = ops.dense(ops.columns(cu, cu, n), n)
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+
+def test_exported_for_all_lengths():
+    n = torch.export.Dim("n", min=2, max=4096)
+    example = torch.tensor([1, 1, 2, 2, 2]), torch.randn(1, 1, 5, 8)
+    exported = torch.export.export(DenseModel(), example, dynamic_shapes=({0: n}, {2: n}))
+    other = torch.tensor([1, 1, 2, 2, 2, 3, 3]), torch.randn(1, 1, 7, 8)
+    torch.testing.assert_close(exported.module()(*other), DenseModel()(*other))
+
+
+def test_lengths_that_only_the_data_say(graphs, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
+
+    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=True)
+    def forward(ids):
+        kept = ids[ids >= 0]
+        cu = ops.cu_seqlens_from_ids(kept, 4)
+        return ops.columns(cu, cu, len(kept))
+
+    columns = forward(torch.tensor([1, 1, 2, -1, 2]))
+    np.testing.assert_array_equal(columns, reference.get_attn_mask_q([0, 2, 4], [0, 2, 4]))
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
