@@ -2,7 +2,7 @@
 # A stamp file a set of extras, `.venv/.with-EXTRAS`, makes the next run quick.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick test-gpu mutants soak sanitize bench docs lint wheel venv clean
+.PHONY: help demo test quick test-gpu mutants soak sanitize bench figures docs lint wheel venv clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,6 +24,7 @@ COMMA := ,
 FOR_TEST := $(VENV)/.with-test,$(if $(TORCH),torch$(COMMA))$(or $(CUDA_EXTRA),cuda12x)
 FOR_BENCH := $(VENV)/.with-bench,$(or $(CUDA_EXTRA),cuda12x)
 FOR_LINT := $(VENV)/.with-lint
+FOR_DOCS := $(VENV)/.with-docs
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -69,8 +70,11 @@ bench: $(FOR_BENCH) ## time everything on a GPU, and say which goals are reached
 	    --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks.json || failed=$$?; \
 	$(BIN)/python tests/benchmarks/report.py benchmarks.json && exit $$failed
 
-docs: $(FOR_BENCH) ## draw and count what the documentation shows, but for times on a GPU
+figures: $(FOR_BENCH) ## draw and count what the documentation shows, but for times on a GPU
 	$(BIN)/python tests/simulate_shards.py --write
+
+docs: $(FOR_DOCS) ## build the documentation into site/, a warning of it or a dead link ends it
+	$(BIN)/python -m mkdocs build
 
 lint: $(FOR_LINT) ## check style, format and types
 	$(BIN)/ruff check
@@ -83,7 +87,7 @@ wheel: $(FOR_DEMO) ## build the wheel into dist/
 venv: $(FOR_TEST) ## only make the environment that the tests run in
 
 clean: ## remove the environments and everything else that was made here
-	rm -rf .venv .venv-* build dist benchmarks.json .kernels .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-* build dist benchmarks.json .kernels site .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

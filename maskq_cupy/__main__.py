@@ -71,7 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--shards", type=int, metavar="4", help="deal the rows to so many ranks, and draw each")
     add("--scheme", metavar="zigzag", help=f"how to deal them: {', '.join(cp.SCHEMES)}")
-    add("--png", metavar="FILE", help="save the picture too (needs matplotlib)")
+    add(
+        "--png",
+        metavar="FILE",
+        help="save the picture too, as SVG or PDF by its ending (needs matplotlib)",
+    )
     demo = commands.add_parser("demo", help="pack, check, draw and time real documents")
     demo.set_defaults(run=_demo)
     doctor = commands.add_parser("doctor", help="say what is installed and what is missing")

@@ -319,6 +319,9 @@ def warm_up(device: int | None = None) -> None:
     Seconds the first time on a machine, milliseconds from CuPy's disk cache, microseconds from then
     on. Calls do it by themselves at a kernel's first use, but not in a graph capture.
 
+    Args:
+        device: its number.
+
     Raises:
         RuntimeError: without a GPU or NVRTC.
     """

@@ -14,13 +14,17 @@ import numpy as np
 from maskq_cupy import checks, cp, installing, reference
 
 LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
-COLOURS = ("#2f6db5", "#e07b39", "#3a9a5b", "#b0407f", "#7b62b8", "#b08d1e", "#23919c", "#374151")
+# Of Okabe and Ito, who chose them for the colour-blind; the last is of several sequences.
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#4d4d4d")
+INK = "#111827"  # of letters and arrows
 SEVERAL_SEQUENCES, NO_SEQUENCE = -1, -2  # of a cell
 EMPTY, PARTIAL, FULL = 0, 1, 2  # of a tile
 Runs = tuple[np.ndarray, np.ndarray, np.ndarray]  # row, first key, key behind the last
 RANKS = np.array(list("0123456789abcdefghijklmnopqrstuvwxyz"))
 MOST_RANKS_DRAWN = 8
-PNG_CELLS = 600  # along each side: about as many as the picture has pixels for
+PNG_CELLS = 500  # along each side: about as many as the picture has pixels for
+PNG_LETTER = 13  # points, of a sequence's name
+MOST_SEQUENCES_NAMED = 100
 
 
 def coverage(columns: np.ndarray, row_edges: np.ndarray, column_edges: np.ndarray) -> np.ndarray:
@@ -331,6 +335,13 @@ def _labels(edges: np.ndarray, cuts: np.ndarray, pitch: int, gap: int) -> str:
     return line
 
 
+# What a path's ending asks for, and what keeps the day out of it.
+VECTORS: dict[str, tuple[str, dict]] = {
+    ".svg": ("svg", {"Date": None}),
+    ".pdf": ("pdf", {"CreationDate": None}),
+}
+
+
 def save_png(
     columns: np.ndarray,
     cu_seqlens_q: np.ndarray,
@@ -338,15 +349,21 @@ def save_png(
     path: str | os.PathLike,
     block_size: int | tuple[int, int] | None = None,
     beyond: Runs | None = None,
+    *,
+    names: Sequence[str] = (),
+    arrows: int | None = None,
 ) -> None:
     """Save the mask as a PNG: each sequence in its colour, what it does not show in a tint.
 
+    As SVG or PDF where the path ends so.
+
     Takes what ``drawing`` takes; pairs beyond the intervals are black. With a ``block_size``, full
-    tiles are shaded over it, partial ones less, and empty ones not. Raises ImportError without
-    matplotlib, saying how to install it, and ValueError for a pack without rows or keys.
+    tiles are shaded over it, partial ones less, and empty ones not. ``names`` are those of the
+    sequences, their letters where it says nothing; ``arrows`` is a column whose UTE and LTS arrows
+    point out. Raises ImportError without matplotlib, saying how to install it, and ValueError for a
+    pack without rows or keys.
     """
     try:
-        from matplotlib.colors import to_rgb
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator, StrMethodFormatter
     except ImportError:
@@ -358,15 +375,10 @@ def save_png(
     ratio = min(max(row_num / column_num, 0.3), 1.4)  # height to width, true between these
     rows = _cells(q, row_num, int(PNG_CELLS * min(ratio, 1)))[0]  # no cell is thinner than a pixel
     keys = _cells(k, column_num, PNG_CELLS)[0]
-    shown, sequence = coverage(columns, rows, keys)[..., None], _cell_sequences(q, k, rows, keys)
-    colour = np.array([to_rgb(c) for c in COLOURS])
-    colour = colour[np.where(sequence < 0, -1, sequence % (len(COLOURS) - 1))]  # last: several
-    # A tint for the hidden part of a sequence's own block; a thin line stays visible when scaled.
-    ink = np.where(shown > 0, 0.45 + 0.55 * shown, 0.1 * (sequence >= 0)[..., None])
-    figure = Figure(figsize=(6.4, 1.2 + 5.4 * ratio), dpi=150)
+    figure = Figure(figsize=(4.2, 0.9 + 3.4 * ratio), dpi=160)
     axes = figure.add_subplot()
     lines = "white" if max(row_num, column_num) <= 64 else "none"
-    picture = 1 - ink * (1 - colour)
+    picture = _painted(columns, q, k, rows, keys)
     if beyond is not None:
         picture[_cells_of_runs(beyond, rows, keys)] = 0
     axes.pcolormesh(keys - 0.5, rows - 0.5, picture, edgecolors=lines)
@@ -374,13 +386,87 @@ def save_png(
         _shade_tiles(axes, columns, row_num, checks.check_block_size(block_size))
     axes.invert_yaxis()
     axes.set_box_aspect(ratio)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
+    _name_sequences(axes, q, k, column_num, ratio, names)
+    if arrows is not None:
+        _point_out(axes, columns, row_num, arrows)
+    for axis, most in ((axes.xaxis, 8 if column_num < 100_000 else 4), (axes.yaxis, 8)):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=most, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set_xlabel(f"key column (of {column_num:,})")
-    axes.set_ylabel(f"query row (of {row_num:,})")
+    axes.tick_params(labelsize=11)
+    axes.set_xlabel("key column", fontsize=13)
+    axes.set_ylabel("query row", fontsize=13)
     axes.spines[:].set_color("#c8ccd2")
-    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)
+    kind, undated = VECTORS.get(os.path.splitext(path)[1].lower(), ("png", {}))
+    figure.savefig(path, format=kind, bbox_inches="tight", pad_inches=0.1, metadata=undated)
+
+
+def _painted(
+    columns: np.ndarray, q: np.ndarray, k: np.ndarray, rows: np.ndarray, keys: np.ndarray
+) -> np.ndarray:
+    """Return the colours of the cells, (rows, keys, 3): of the sequence that the keys are of."""
+    from matplotlib.colors import to_rgb
+
+    shown, sequence = coverage(columns, rows, keys)[..., None], _cell_sequences(q, k, rows, keys)
+    first = np.searchsorted(k[1:], keys[:-1], side="right")  # sequence of the cell's first key
+    last = np.searchsorted(k[1:], keys[1:] - 1, side="right")
+    of_keys = np.where(first == last, first, SEVERAL_SEQUENCES)
+    of_cell = np.where(sequence >= 0, sequence, of_keys)  # a tree's keys are seen by other segments
+    colour = np.array([to_rgb(c) for c in COLOURS])
+    colour = colour[np.where(of_cell < 0, -1, of_cell % (len(COLOURS) - 1))]
+    # A tint for the hidden part of a sequence's own block; a thin line stays visible when scaled.
+    ink = np.where(shown > 0, 0.45 + 0.55 * shown, 0.13 * (sequence >= 0)[..., None])
+    return 1 - ink * (1 - colour)
+
+
+def _name_sequences(
+    axes: Any, q: np.ndarray, k: np.ndarray, column_num: int, ratio: float, names: Sequence[str]
+) -> None:
+    """Draw a band in each sequence's colour over its keys and beside its rows, with its name."""
+    from matplotlib.patches import Rectangle
+
+    if np.count_nonzero(np.diff(q) + np.diff(k)) > MOST_SEQUENCES_NAMED:
+        return
+    letters = 3.3 * 72 / PNG_LETTER / 0.62  # that fit along the axes, about
+    sides = ((k, column_num, letters, False), (q, int(q[-1]), letters * ratio, True))
+    for cuts, total, room, is_rows in sides:
+        transform = axes.get_yaxis_transform() if is_rows else axes.get_xaxis_transform()
+        thick = 0.075 / (1 if is_rows else ratio)
+        for b, (start, end) in enumerate(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)):
+            colour = COLOURS[b % (len(COLOURS) - 1)]
+            name = names[b] if b < len(names) else str(LETTERS[b % 26])
+            corner, size = (start - 0.5, 1.015), (end - start, thick)
+            middle = ((start + end - 1) / 2, 1.015 + thick / 2)
+            if is_rows:
+                corner, size, middle = corner[::-1], size[::-1], middle[::-1]
+            band = Rectangle(corner, *size, facecolor=colour, edgecolor="white", clip_on=False)
+            band.set_transform(transform)
+            if start < end and name:
+                axes.add_patch(band)
+            if (end - start) / total * room >= len(name) + 0.3:
+                is_upright = not is_rows or len(name) == 1
+                axes.text(
+                    *middle, name, transform=transform, ha="center",
+                    va="center_baseline" if is_upright else "center",
+                    fontsize=PNG_LETTER, color="white" if colour == COLOURS[0] else INK,
+                    rotation=0 if is_upright else -90,
+                )  # fmt: skip
+
+
+def _point_out(axes: Any, columns: np.ndarray, row_num: int, column: int) -> None:
+    """Frame the rows that see a column, with arrows to their first and behind their last."""
+    from matplotlib.patches import Rectangle
+
+    lts, ute = columns[column].tolist()
+    corner, height = (column - 0.5, ute - 0.5), max(lts - ute, 0)
+    axes.add_patch(Rectangle(corner, 1, height, fill=False, edgecolor=INK, linewidth=2, zorder=3))
+    middle, apart = 1 - (ute + lts) / 2 / row_num, max((lts - ute) / 2 / row_num, 0.06)
+    for name, row, level in (("UTE", ute, middle + apart), ("LTS", lts, middle - apart)):
+        axes.annotate(
+            f"{name} {row:,}", (column + 0.5, row - 0.5), (1.13, level),
+            textcoords="axes fraction", va="center", annotation_clip=False,
+            fontsize=PNG_LETTER, color=INK,
+            arrowprops={"arrowstyle": "-|>", "color": INK, "linewidth": 1.5},
+        )  # fmt: skip
 
 
 def _shade_tiles(axes: Any, columns: np.ndarray, row_num: int, block_size: tuple[int, int]) -> None:
@@ -390,7 +476,7 @@ def _shade_tiles(axes: Any, columns: np.ndarray, row_num: int, block_size: tuple
     keys = np.minimum(keys * block_size[1], len(columns)) - 0.5
     shade = np.zeros((*cells.shape, 4))  # black, by its opacity
     shade[..., 3] = np.array([0, 0.12, 0.4])[cells]
-    lines = "#374151" if max(states.shape) <= 64 else "none"
-    axes.pcolormesh(keys, rows, shade, edgecolors=lines, linewidth=0.5)
+    lines = "#6b7280" if max(states.shape) <= 64 else "none"
+    axes.pcolormesh(keys, rows, shade, edgecolors=lines, linewidth=0.25)
     tile = f"{block_size[0]} rows x {block_size[1]} keys"
-    axes.set_title(f"tiles of {tile}: dark full, shaded partial, clear empty", fontsize=9)
+    axes.set_title(f"tiles of {tile}: dark full, shaded partial, clear empty", fontsize=9, pad=26)

@@ -365,6 +365,7 @@ def random_calls(rng, count):
         )
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_kernels_around_words_and_chunks(builds, sanitizer):
@@ -415,6 +416,9 @@ def calls_with_holes_and_far_tiles():
             yield Call(columns, total, block_size, width)
             yield Call(columns, total, block_size, (width[0], 1), all_partial=True)
     yield Call(packs[0], total, (8, 1), (30, 2000))
+    # More column tiles than a group has.
+    steps = np.arange(1100, dtype=np.int32) // 100
+    yield Call(np.stack([steps + 3, steps], axis=1), 14, (1, 1), (300, 3))
 
 
 def test_scratch_is_two_bits_a_tile():
@@ -469,6 +473,133 @@ def test_gpu_on_random_columns(cupy, seed):
         assert all(type(array) is cupy.ndarray for array in blocks)
         expected = reference.to_blocks(columns, row_num, block_size)
         assert_equal(to_host(cupy, blocks), expected, f"{row_num} {block_size}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(5))
+def test_gpu_on_random_slices_and_widths(cupy, seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(60):
+        columns, row_num = random_slices(rng, tokens=int(rng.choice([50, 600, 3000])))
+        call = Call(
+            columns, row_num, random_block_size(rng), random_width(rng), bool(rng.random() < 0.3)
+        )
+        needed = cupy.full(2, -7, np.int32)
+        blocks = maskq_cupy.to_blocks(
+            cupy.asarray(columns), row_num, call.block_size, width=call.width, needed=needed,
+            all_partial=call.all_partial,
+        )  # fmt: skip
+        expected, most = call.expected()
+        assert_equal(to_host(cupy, blocks), expected, repr(call))
+        np.testing.assert_array_equal(cupy.asnumpy(needed), most)
+
+
+@pytest.mark.gpu
+def test_gpu_narrow_kernels_with_holes_and_far_tiles(cupy):
+    for call in calls_with_holes_and_far_tiles():
+        blocks = maskq_cupy.to_blocks(
+            cupy.asarray(call.columns), call.row_num, call.block_size, width=call.width,
+            all_partial=call.all_partial,
+        )  # fmt: skip
+        assert_equal(to_host(cupy, blocks), call.expected()[0], repr(call))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "rule", [{}, {"window": (4000, 0), "num_sink_tokens": 4}, {"causal": False}]
+)
+def test_gpu_narrow_lists_are_those_of_full_width(cupy, rule):
+    """A million tokens, documents up to 32 K; of any columns too."""
+    tokens = 2**20
+    rng = np.random.default_rng(0)
+    cu = cupy.asarray(np.append(cuts(rng.integers(1, 32769, 30))[:30], tokens).clip(max=tokens))
+    columns = maskq_cupy.get_attn_mask_q(cu.astype(np.int32), cu.astype(np.int32), **rule)
+    longest = int(cupy.diff(cu).max())
+    width = maskq_cupy.blocks_width(longest, causal=rule.get("causal", True))
+    mixed = columns.reshape(-1, 64, 2)[rng.permutation(tokens // 64)].reshape(-1, 2)
+    for given, room in ((columns, width), (cupy.ascontiguousarray(mixed), (1100, 700))):
+        whole = maskq_cupy.to_blocks(given, tokens)
+        narrow = maskq_cupy.to_blocks(given, tokens, width=room, validate=True)
+        for field, array in whole._asdict().items():
+            cut = getattr(narrow, field)
+            assert (array[..., : cut.shape[-1]] == cut).all(), field
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("causal", [True, False])
+def test_gpu_sixteen_million_tokens(cupy, causal):
+    """Documents of 32 K, whose tiles are known by arithmetic."""
+    tokens, document = 2**24, 2**15
+    cu = cupy.arange(0, tokens + 1, document, dtype=np.int32)
+    columns = maskq_cupy.get_attn_mask_q(cu, cu, causal=causal)
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    before = pool.used_bytes()
+    width = maskq_cupy.blocks_width(document, causal=causal)
+    needed = cupy.empty(2, np.int32)
+    lists = maskq_cupy.to_blocks(columns, tokens, width=width, needed=needed)
+    assert pool.used_bytes() - before + columns.nbytes < 1.5e9
+    tile = cupy.arange(tokens // 128)
+    in_document, first = tile % 256, tile // 256 * 256
+    fulls = in_document if causal else cupy.full_like(tile, 256)
+    place = cupy.arange(width[0])
+    listed = cupy.where(place < fulls[:, None], first[:, None] + place, 0)
+    assert (lists.full_kv_num_blocks[0, 0] == fulls).all()
+    assert (lists.full_kv_indices[0, 0] == listed).all()
+    assert (lists.kv_num_blocks[0, 0] == causal).all()
+    assert (lists.kv_indices[0, 0, :, 0] == (tile if causal else 0)).all()
+    after = 255 - in_document if causal else fulls
+    start = tile + 1 if causal else first
+    listed = cupy.where(place < after[:, None], start[:, None] + place, 0)
+    assert (lists.full_q_num_blocks[0, 0] == after).all()
+    assert (lists.full_q_indices[0, 0] == listed).all()
+    assert needed.tolist() == ([255, 255] if causal else [256, 256])
+
+
+@pytest.mark.gpu
+def test_gpu_width_is_validated(cupy):
+    columns = cupy.asarray(reference.get_attn_mask_q([0, 640], [0, 640]))
+    message = r"^width must be at least \(4, 4\), got \(3, 4\): row tile 4 has 4 full tiles$"
+    with pytest.raises(ValueError, match=message):
+        maskq_cupy.to_blocks(columns, 640, width=(3, 4), validate=True)
+    slices = cupy.stack([0 * columns, columns]).reshape(2, 1, 640, 2)
+    with pytest.raises(ValueError, match=r"column tile 0 of slice \(1, 0\) has 5 partial tiles$"):
+        maskq_cupy.to_blocks(slices, 640, width=(5, 4), all_partial=True, validate=True)
+    needed = cupy.empty(2, np.int32)
+    maskq_cupy.to_blocks(columns, 640, width=4, needed=needed, validate=True)
+    assert needed.tolist() == [4, 4]
+    maskq_cupy.to_blocks(columns, 640, validate=True)
+    with pytest.raises(ValueError, match="needed must not overlap"):
+        maskq_cupy.to_blocks(columns, 640, needed=columns[0])
+    with pytest.raises(TypeError, match="needed must be an array on a GPU, got ndarray"):
+        maskq_cupy.to_blocks(columns, 640, needed=np.zeros(2, np.int32))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [None, (2, 3)])
+def test_gpu_slices_replay_in_a_graph(cupy, width):
+    """A captured call with all arrays given replays, and counts anew each time."""
+    rng = np.random.default_rng(3)
+    rows, block_size = 900, (64, 128)
+    columns, needed = cupy.zeros((2, 3, 1000, 2), np.int32), cupy.zeros(2, np.int32)
+    nbytes = maskq_cupy.blocks_scratch_nbytes(rows, 1000, block_size, slices=6, width=width)
+    given = {
+        "width": width, "needed": needed, "scratch": cupy.empty(nbytes, np.uint8),
+        "out": maskq_cupy.to_blocks(columns, rows, block_size, width=width),  # compiles
+    }  # fmt: skip
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        maskq_cupy.to_blocks(columns, rows, block_size, **given)
+        graph = stream.end_capture()
+        for _ in range(20):
+            host = rng.integers(-5, rows + 5, columns.shape).astype(np.int32)
+            host[..., 0] = np.minimum(host[..., 0], host[..., 1] + int(rng.choice([1, 50, 900])))
+            columns.set(host)
+            graph.launch()
+            expected, most = Call(host, rows, block_size, width).expected()
+            assert_equal(to_host(cupy, given["out"]), expected)
+            np.testing.assert_array_equal(cupy.asnumpy(needed), most)
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ from maskq_cupy.rule import Rule
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_kernels_compile(arch):
     pytest.importorskip("cupy")

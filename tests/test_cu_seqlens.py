@@ -526,6 +526,7 @@ def test_runs_on_the_cpu(builds, sanitizer, count, most_groups):
     calls.check(builds(sanitizer))
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_runs_around_edges(builds, sanitizer):
@@ -581,6 +582,7 @@ def test_masks_on_the_cpu(builds, sanitizer, count):
     calls.check(builds(sanitizer))
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_masks_around_edges(builds, sanitizer):

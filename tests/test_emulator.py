@@ -72,6 +72,7 @@ def test_preloaded_libraries_do_not_reach_a_build(build, monkeypatch):
     assert script.run(build("address"))[0].tolist() == [0, 0, 1, 0]
 
 
+@pytest.mark.slow
 def test_builds_are_kept_by_what_they_are_made_of(tmp_path, monkeypatch):
     if not emulator.available():
         pytest.skip("g++ is not installed")
@@ -88,6 +89,7 @@ def test_builds_are_kept_by_what_they_are_made_of(tmp_path, monkeypatch):
     assert kept == {one[0].name, third[0].name, "plain.lock"}  # the last used
 
 
+@pytest.mark.slow
 def test_processes_build_once(tmp_path):
     """Several at once, in one folder: one builds, the others wait for it."""
     if not emulator.available():

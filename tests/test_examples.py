@@ -43,6 +43,7 @@ def check_example(example):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if "reference." in e.read_text()])
 def test_example_without_a_gpu(example):
     """Those that can also compute by the reference."""

@@ -156,6 +156,7 @@ def test_kernel_on_random_packs(builds, sanitizer, count):
     check(builds(sanitizer), [interval_pack(rng, 600) for _ in range(count)])
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
@@ -163,6 +164,7 @@ def test_kernel_at_edges(builds, sanitizer, large):
     check(builds(sanitizer), list(edges()), large=large)
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_kernels_as_launched_for_many_rows(builds, sanitizer):
@@ -170,6 +172,7 @@ def test_kernels_as_launched_for_many_rows(builds, sanitizer):
     check(builds(sanitizer), [interval_pack(rng, 1500) for _ in range(20)], large=True)
 
 
+@pytest.mark.slow
 @needs_gxx
 def test_kernel_on_many_tiles_a_group(builds):
     rng = np.random.default_rng(3)

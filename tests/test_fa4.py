@@ -4,6 +4,7 @@ What it would be given is seen through a stand-in for its module. tests/test_fa4
 its kernels with our mask, tests/test_fa4_gpu.py runs them.
 """
 
+import importlib
 import re
 import sys
 import types
@@ -112,9 +113,9 @@ def calls(monkeypatch):
 def on_cpu(monkeypatch, calls):
     """Let arguments be made of tensors of the host, with the reference's lists; a Hopper."""
 
-    def tile_lists(columns, row_num, size, **options):
-        lists = reference.to_blocks(columns.numpy(), row_num, size, **options)
-        return reference.Blocks(*map(torch.as_tensor, lists))
+    def tile_lists(columns, row_num, size, width=None):
+        lists = reference.to_blocks(columns.numpy(), row_num, size, width=width)
+        return columns, reference.Blocks(*map(torch.as_tensor, lists))
 
     monkeypatch.setattr(fa4.flex, "on_gpu", lambda tensor, name: tensor)
     monkeypatch.setattr(fa4.flex, "tile_lists", tile_lists)
@@ -250,19 +251,43 @@ def test_attention_breaks_the_graph_of_a_compiled_model(on_cpu):
         torch.compile(model, backend="eager", fullgraph=True)(*tensors())
 
 
-def test_attention_is_what_the_columns_alone_can_be(on_cpu):
-    arguments = fa4.arguments(columns_of_two(), Q, 64)
-    arguments.made_for = arguments.made_for._replace(batch=2, heads=4)
-    for shapes, message in (
-        ({}, f"q must be of shape (2, {Q}, 4, 64) as the arguments, got (1, {Q}, 4, 64)"),
+@pytest.mark.parametrize(
+    ("form", "shape", "message"),
+    [
+        ((2, 1), (2, Q, 4, 64), None),
+        ((2, 1), (1, Q, 4, 64), f"q must be of shape (2, {Q}, heads, 64) as the arguments, got (1"),
+        ((1, 4), (3, Q, 4, 64), None),
+        ((1, 4), (3, Q, 8, 64), f"q must be of shape (batch, {Q}, 4, 64) as the arguments, got (3"),
+        ((2, 4), (2, Q, 4, 64), None),
         (
-            {"q": (2, Q, 8, 64), "k": (2, N, 2, 64), "v": (2, N, 2, 64)},
-            f"q must be of shape (2, {Q}, 4, 64) as the arguments, got (2, {Q}, 8, 64)",
+            (2, 4),
+            (2, Q, 2, 64),
+            f"q must be of shape (2, {Q}, 4, 64) as the arguments, got (2, 300",
         ),
-    ):
-        with pytest.raises(ValueError, match=re.escape(message)):
-            fa4.attention(*tensors(**shapes), arguments)
+    ],
+)
+def test_columns_of_batch_rows_and_heads(on_cpu, form, shape, message):
+    """h counts query heads; their lists have as many slices, which it broadcasts itself."""
+    columns = columns_of_two().expand(*form, N, 2).contiguous()
+    arguments = fa4.arguments(columns, Q, 64)
+    assert arguments["block_sparse_tensors"].mask_block_idx.shape[:2] == form
+    assert arguments["block_sparse_tensors_bwd"].full_block_cnt.shape[:2] == form
+    assert arguments["aux_tensors"][0].shape == (*(2 if n == 1 else n for n in form), N, 2)
+    given = tensors(shape, (shape[0], N, 2, 64), (shape[0], N, 2, 64))
+    if message is None:
+        fa4.attention(*given, arguments)
+        assert on_cpu == [arguments]
+        return
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fa4.attention(*given, arguments)
     assert not on_cpu
+
+
+def test_narrow_lists_are_passed_on(on_cpu):
+    arguments = fa4.arguments(columns_of_two(), Q, 64, width=(2, 1))
+    by_row, by_column = (arguments["block_sparse_tensors" + side] for side in ("", "_bwd"))
+    assert by_row.mask_block_idx.shape == by_row.full_block_idx.shape == (1, 1, 3, 2)
+    assert by_column.mask_block_idx.shape == by_column.full_block_idx.shape == (1, 1, 4, 1)
 
 
 @pytest.mark.parametrize(
@@ -344,6 +369,36 @@ def test_gradients_need_the_lists_of_the_backward_pass(on_cpu):
         fa4.attention(*tensors(requires_grad=True), arguments)
     fa4.attention(*tensors(), arguments)
     assert len(on_cpu) == 2
+
+
+# The mask, in Python for want of its compiler
+
+
+@pytest.fixture
+def mask_mod(monkeypatch):
+    """Import the mask with a compiler that leaves it as it is."""
+    cutlass, cute = types.ModuleType("cutlass"), types.ModuleType("cutlass.cute")
+    package, utils = types.ModuleType("flash_attn.cute"), types.ModuleType("flash_attn.cute.utils")
+    cutlass.const_expr, cutlass.Int32, cutlass.cute = bool, np.int32, cute
+    cute.jit, cute.rank = lambda function: function, np.ndim
+    utils.scalar_to_ssa, package.utils = lambda value, dtype: dtype(value), utils
+    for module in (types.ModuleType("flash_attn"), cutlass, cute, package, utils):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delitem(sys.modules, "maskq_cupy.fa4_mask", raising=False)
+    yield importlib.import_module("maskq_cupy.fa4_mask").mask_mod
+    del sys.modules["maskq_cupy.fa4_mask"]
+
+
+@pytest.mark.parametrize("form", [(), (2, 3)])
+def test_mask_mod_is_the_dense_mask(mask_mod, form):
+    """It is given a key at a time, and any number of rows; here of batch row 1 and head 2."""
+    columns = reference.get_attn_mask_q([0, 20, 50], [0, 30, 70], None, 75, window=(12, 0))
+    rows, given = np.arange(50), columns
+    if form:
+        given = np.zeros((*form, 75, 2), np.int32)
+        given[1, 2] = columns
+    shown = [mask_mod([1], [2], rows, [key], None, [given]) for key in range(75)]
+    np.testing.assert_array_equal(np.stack(shown, axis=1), reference.to_dense(columns, 50))
 
 
 # The order of a deterministic backward pass

@@ -1,5 +1,7 @@
 """FlexAttention with our BlockMask: the CPU with the reference's lists, a GPU with all of it."""
 
+import copy
+import pickle
 import re
 from itertools import pairwise
 
@@ -13,6 +15,7 @@ from maskq_cupy import reference
 
 torch = pytest.importorskip("torch", reason="torch is not installed: flex is not tested")
 flex = pytest.importorskip("maskq_cupy.flex")
+create_block_mask = torch.nn.attention.flex_attention.create_block_mask
 
 
 # Packs whose rows all see something, so that a dense softmax has an answer for each.
@@ -69,8 +72,6 @@ def test_mask_mod_is_the_dense_mask():
 
 @pytest.mark.parametrize("name", MASKS)
 def test_as_block_mask_is_what_torch_makes(name):
-    from torch.nn.attention.flex_attention import create_block_mask
-
     columns, row_num = mask_of(name)
     blocks = reference.to_blocks(columns, row_num, (128, 64))
     ours = flex.as_block_mask(blocks, columns, row_num, (128, 64))
@@ -96,7 +97,9 @@ def compiled_on_cpu():
         compiled(q, q, q)
     except Exception as error:
         pytest.skip(f"flex_attention does not compile here: {type(error).__name__}")
-    return compiled
+    # Each length and kind of mask is compiled; past the limit, 8, it would run uncompiled.
+    with torch._dynamo.config.patch(recompile_limit=64):
+        yield compiled
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -146,6 +149,264 @@ def test_host_arrays_are_refused_with_a_way_out():
         flex.packed_block_mask([0, 3], [0, 3], 3, 3)
 
 
+# Batches and heads; refine; narrow lists
+
+
+def slices(row_num=300):
+    """Return columns (2, 3, N, 2): of each slice a rule, and documents, of its own."""
+    rules = [{}, {"window": (70, 0)}, {"causal": False}]
+    columns = [
+        [
+            reference.get_attn_mask_q(
+                cuts([first, row_num - first]), cuts([first, row_num - first]), **rule
+            )
+            for rule in rules
+        ]
+        for first in (100, 220)
+    ]
+    return np.array(columns, np.int32), row_num
+
+
+LEADS = {
+    "both": np.s_[:, :],
+    "batch rows": np.s_[:, :1],
+    "heads": np.s_[:1, :],
+    "one": np.s_[:1, :1],
+}
+
+
+def assert_as_torch(mask, mod, lead, row_num, column_num, block_size):
+    """Compare with create_block_mask of a mod: counts, listed entries, dense."""
+    theirs = create_block_mask(mod, *lead, row_num, column_num, device="cpu", BLOCK_SIZE=block_size)
+    assert mask.shape == theirs.shape
+    np.testing.assert_array_equal(mask.to_dense(), theirs.to_dense())
+    for side in ("kv", "full_kv", "q", "full_q"):
+        count = getattr(theirs, f"{side}_num_blocks")
+        np.testing.assert_array_equal(getattr(mask, f"{side}_num_blocks"), count, err_msg=side)
+        ours, indices = (getattr(m, f"{side}_indices") for m in (mask, theirs))
+        counts = torch.arange(indices.shape[-1]) < count[..., None]
+        np.testing.assert_array_equal(ours, torch.where(counts, indices, 0), err_msg=side)
+
+
+@pytest.mark.parametrize("kind", LEADS)
+def test_slices_are_what_torch_makes(kind):
+    columns, row_num = slices()
+    columns = np.ascontiguousarray(columns[LEADS[kind]])
+    ours = flex.as_block_mask(
+        reference.to_blocks(columns, row_num, (64, 32)), columns, row_num, (64, 32)
+    )
+    bounds = torch.as_tensor(np.broadcast_to(columns, (2, 3, 300, 2)).copy())
+    assert_as_torch(
+        ours, lambda b, h, q, kv: (q >= bounds[b, h, kv, 1]) & (q < bounds[b, h, kv, 0]),
+        columns.shape[:2], row_num, 300, (64, 32),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LEADS)
+def test_compiled_on_the_cpu_slices(compiled_on_cpu, kind):
+    columns, row_num = slices()
+    columns = np.ascontiguousarray(columns[LEADS[kind]])
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 300, 64, generator=generator) for _ in range(3))
+    mask = flex.as_block_mask(reference.to_blocks(columns, row_num), columns, row_num)
+    result = compiled_on_cpu(q, k, v, block_mask=mask)
+    torch.testing.assert_close(result, attend_dense(q, k, v, columns), atol=1e-5, rtol=1e-5)
+
+
+def sliced_mask():
+    columns, row_num = slices()
+    return flex.as_block_mask(reference.to_blocks(columns, row_num), columns, row_num), columns
+
+
+@pytest.mark.parametrize(
+    ("index", "at"),
+    [(1, np.s_[1:2]), (-1, np.s_[1:2]), ((1, 2), np.s_[1:2, 2:3]), (np.s_[:, 1:], np.s_[:, 1:]),
+     ((0, -1, slice(None)), np.s_[:1, 2:])],
+)  # fmt: skip
+def test_slices_of_a_mask_are_masks_of_the_slices(index, at):
+    mask, columns = sliced_mask()
+    part = mask[index]
+    expected = reference.to_blocks(np.ascontiguousarray(columns[at]), 300)
+    for field, array in expected._asdict().items():
+        np.testing.assert_array_equal(getattr(part, field), array, err_msg=field)
+    np.testing.assert_array_equal(part.mask_mod.columns, columns[at])
+    assert part.shape == (*expected.kv_num_blocks.shape[:2], 300, 300)
+
+
+def test_torchs_advice_for_slices_shows_another_mask():
+    """Its mask[1] raises in its mask_mod; the original one shows batch row 0."""
+    mask, columns = sliced_mask()
+    theirs = torch.nn.attention.flex_attention.BlockMask.__getitem__(mask, 1)
+    with pytest.raises(RuntimeError, match="mask_mod from a sliced BlockMask"):
+        theirs.mask_mod(0, 0, 0, 0)
+    row, column = torch.arange(300)[:, None], torch.arange(300)
+    dense = reference.to_dense(columns, 300)
+    np.testing.assert_array_equal(mask[1].mask_mod(0, 0, row, column), dense[1, 0])
+    advised = mask.mask_mod(0, 0, row, column)  # as it is asked once batch row 1 is its row 0
+    np.testing.assert_array_equal(advised, dense[0, 0])
+    assert not np.array_equal(advised, dense[1, 0])
+
+
+def test_rows_are_not_sliced():
+    mask, _ = sliced_mask()
+    for index in ((0, 0, 1), (0, 0, slice(0, 1)), (0, 0, slice(None), 2)):
+        with pytest.raises(ValueError, match=r"must not slice rows: .*shard_columns"):
+            mask[index]
+    with pytest.raises(IndexError, match="mask has 2 there, got index 2"):
+        mask[2]
+
+
+def test_masks_pickle_and_copy():
+    mask, columns = sliced_mask()
+    for other in (pickle.loads(pickle.dumps(mask)), copy.deepcopy(mask), mask.to("cpu")):
+        assert type(other) is flex.ColumnsBlockMask
+        np.testing.assert_array_equal(other.to_dense(), mask.to_dense())
+        np.testing.assert_array_equal(other.mask_mod.columns, columns)
+        np.testing.assert_array_equal(
+            other.mask_mod(1, 2, torch.arange(300)[:, None], torch.arange(300)),
+            reference.to_dense(columns[1, 2], 300),
+        )
+        assert other.seq_lengths == (300, 300)
+
+
+def test_deep_copies_keep_their_own_columns():
+    mask, _ = sliced_mask()
+    other = copy.deepcopy(mask)
+    other.mask_mod.columns.zero_()
+    assert not other.mask_mod(0, 0, torch.arange(300)[:, None], torch.arange(300)).any()
+    assert mask.mask_mod(0, 0, torch.arange(300)[:, None], torch.arange(300)).any()
+
+
+def of_other_lengths(rng, count):
+    """Yield masks of packs of at least two tiles, each of other lengths, and their columns."""
+    for i in range(count):
+        lengths = cuts(rng.integers(60, 200, int(rng.integers(2, 5))))
+        rule = [{}, {"window": (70, 0)}, {"causal": False}][i % 3]
+        columns, rows = reference.get_attn_mask_q(lengths, lengths, **rule), int(lengths[-1]) + 100
+        columns = np.concatenate([columns, np.tile(np.int32([rows, 0]), (100, 1))])
+        yield flex.as_block_mask(reference.to_blocks(columns, rows), columns, rows), columns
+
+
+def test_flex_attention_is_compiled_twice_for_twenty_packs():
+    from torch._dynamo.backends.debugging import aot_eager
+
+    compiled = []
+
+    def backend(module, inputs):
+        compiled.append(module)
+        return aot_eager(module, inputs)
+
+    torch._dynamo.reset()
+    attend = torch.compile(torch.nn.attention.flex_attention.flex_attention, backend=backend)
+    for mask, columns in of_other_lengths(np.random.default_rng(0), 20):
+        q = torch.randn(1, 2, len(columns), 16)
+        result = attend(q, q, q, block_mask=mask)
+        torch.testing.assert_close(result, attend_dense(q, q, q, columns), atol=1e-5, rtol=1e-5)
+    assert len(compiled) <= 2
+
+
+class Hole:
+    """Hides the keys that are a multiple of 3 + h, of each head, from the rows from 150 on."""
+
+    def __call__(self, b, h, q, kv):
+        return (q < 150) | (kv % (3 + h) != 0)
+
+
+def refined(columns, row_num, block_size=128):
+    blocks = reference.to_blocks(columns, row_num, block_size, all_partial=True)
+    return flex.as_block_mask(blocks, columns, row_num, block_size, refine=Hole())
+
+
+def refined_dense(columns, row_num):
+    """Return the boolean (1, 3, Q, N) of columns (N, 2) and Hole."""
+    row, column = np.arange(row_num)[:, None], np.arange(len(columns))
+    holes = np.stack([Hole()(0, h, row, column) for h in range(3)])
+    return torch.as_tensor(reference.to_dense(columns, row_num) & holes)[None]
+
+
+def test_refined_lists_hold_each_tile_that_shows_a_pair():
+    columns, row_num = mask_of("documents")
+    mask = refined(columns, row_num)
+    assert not mask.full_kv_num_blocks.any()
+    whole = flex.as_block_mask(reference.to_blocks(columns, row_num), columns, row_num)
+    np.testing.assert_array_equal(mask.to_dense(), whole.to_dense())
+    shown = [
+        mask.mask_mod(0, h, torch.arange(row_num)[:, None], torch.arange(len(columns)))
+        for h in range(3)
+    ]
+    np.testing.assert_array_equal(torch.stack(shown)[None], refined_dense(columns, row_num))
+    assert pickle.loads(pickle.dumps(mask)).mask_mod.refine.__class__ is Hole
+
+
+def test_compiled_on_the_cpu_refined(compiled_on_cpu):
+    columns, row_num = mask_of("documents")
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 3, row_num, 64, generator=generator) for _ in range(3))
+    result = compiled_on_cpu(q, k, v, block_mask=refined(columns, row_num))
+    dense = refined_dense(columns, row_num)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_refine_refuses_what_would_not_be_asked():
+    columns, row_num = mask_of("documents")
+    with pytest.raises(ValueError, match=r"must have no full tiles .* all_partial=True"):
+        flex.as_block_mask(
+            reference.to_blocks(columns, row_num, 32), columns, row_num, 32, refine=Hole()
+        )
+    with pytest.raises(TypeError, match=r"refine must be a function of .* got int"):
+        flex.as_block_mask(reference.to_blocks(columns, row_num), columns, row_num, refine=3)
+    with pytest.raises(ValueError, match="got a mask with refine="):
+        refined(columns, row_num)[0]
+
+
+def narrow_mask(width=(4, 5)):
+    """Return a mask of narrow lists, as a GPU has them, and the same at full width."""
+    columns, row_num = mask_of("documents")
+    lists = reference.to_blocks(columns, row_num, (64, 64), width=width, validate=True)
+    tensors = reference.Blocks(*map(torch.as_tensor, lists))
+    narrow = flex._of_lists(tensors, torch.as_tensor(columns), (row_num, len(columns)), (64, 64))
+    return narrow, flex.as_block_mask(
+        reference.to_blocks(columns, row_num, (64, 64)), columns, row_num, (64, 64)
+    )
+
+
+def test_narrow_masks_print_and_become_dense():
+    """torch's own index out of bounds there, which on a GPU ends the process."""
+    narrow, whole = narrow_mask()
+    np.testing.assert_array_equal(narrow.to_dense(), whole.to_dense())
+    assert str(narrow) == str(whole)
+    assert narrow.sparsity() == whole.sparsity()
+    assert "kv_indices=torch.Size([1, 1, 6, 4])" in repr(narrow)
+    np.testing.assert_array_equal(narrow[0, 0].to_dense(), whole.to_dense())
+    np.testing.assert_array_equal(narrow.to("cpu").to_dense(), whole.to_dense())
+    with pytest.raises(
+        ValueError, match=r"as wide as there are tiles, \(6, 6\), .* got width=\(4, 5\)"
+    ):
+        narrow._adjust(300, 300)
+    assert whole._adjust(320, 320).shape == (1, 1, 320, 320)
+
+
+def test_narrow_lists_are_refused_where_they_are_not_read():
+    columns, row_num = mask_of("documents")
+    narrow = reference.to_blocks(columns, row_num, (64, 64), width=(2, 3))
+    with pytest.raises(
+        ValueError, match=r"must be as wide as there are tiles, \(6, 6\), on the CPU"
+    ):
+        flex.as_block_mask(narrow, columns, row_num, (64, 64))
+    wider = reference.to_blocks(columns, row_num, (64, 64), width=(4, 3))
+    mixed = narrow._replace(full_kv_indices=wider.full_kv_indices)
+    with pytest.raises(
+        ValueError, match=r"blocks\.full_kv_indices must be int32 of shape \(1, 1, 6, 2\)"
+    ):
+        flex.as_block_mask(mixed, columns, row_num, (64, 64))
+    mixed = narrow._replace(full_q_indices=wider.kv_indices)
+    with pytest.raises(
+        ValueError, match=r"blocks\.full_q_indices must be int32 of shape \(1, 1, 6, 3\)"
+    ):
+        flex.as_block_mask(mixed, columns, row_num, (64, 64))
+
+
 # On a GPU
 
 
@@ -153,7 +414,8 @@ def test_host_arrays_are_refused_with_a_way_out():
 def compiled():
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    with torch._dynamo.config.patch(recompile_limit=64):  # as on the CPU
+        yield torch.compile(flex_attention)
 
 
 def packed_mask(name, **options):
@@ -199,7 +461,7 @@ def test_gpu_lists_lie_as_torchs_own(row_num, column_num):
 
 
 COLUMNS = torch.tensor([[6, 0], [6, 1], [6, 2], [6, 3], [6, 4], [6, 5]], dtype=torch.int32)
-FORM = "columns must be int32 of shape (N, 2) or (1, 1, N, 2), got"
+FORM = "columns must be int32 of shape (N, 2) or (b, h, N, 2), got"
 BAD_COLUMNS = [
     (COLUMNS.long(), TypeError, f"{FORM} int64 of shape (6, 2)"),
     (COLUMNS.float(), TypeError, f"{FORM} float32 of shape (6, 2)"),
@@ -207,7 +469,7 @@ BAD_COLUMNS = [
     (COLUMNS.T, ValueError, f"{FORM} int32 of shape (2, 6)"),
     (COLUMNS.repeat(1, 2)[:, :2], ValueError,
      "columns must be C-contiguous, got a strided view of shape (6, 2)"),
-    ([[6, 0]], TypeError, "columns must be int32 of shape (N, 2) or (1, 1, N, 2), got list"),
+    ([[6, 0]], TypeError, "columns must be int32 of shape (N, 2) or (b, h, N, 2), got list"),
 ]  # fmt: skip
 
 
@@ -237,7 +499,7 @@ def other_lists(blocks):
     message = other_shape("kv_indices", (1, 1, 3, 2), 6, 4, two, (1, 1, 3, 3))
     yield (blocks, COLUMNS[:4], 6, 2), message
     short = blocks._replace(q_indices=blocks.q_indices[..., :2])
-    message = other_shape("q_indices", (1, 1, 3, 3), 6, 6, two, (1, 1, 3, 2))
+    message = other_shape("full_q_indices", (1, 1, 3, 2), 6, 6, two, (1, 1, 3, 3))
     yield (short, COLUMNS, 6, 2), message
     elsewhere = torch.empty(1, 1, 3, 3, dtype=torch.int32, device="meta")
     message = "blocks.q_indices must be where the columns are, on cpu, got a tensor on meta"
@@ -265,8 +527,8 @@ def test_gpu_refuses_what_no_kernel_reads():
     good = torch.zeros(8, 2, dtype=torch.int32, device="cuda")
     wide = torch.zeros(8, 4, dtype=torch.int32, device="cuda")
     for columns, row_num, block_size, message in (
-        (wide, 8, 128, "columns must be int32 of shape (N, 2) or (1, 1, N, 2), got int32 of shape"),
-        (good.long(), 8, 128, "columns must be int32 of shape (N, 2) or (1, 1, N, 2), got int64"),
+        (wide, 8, 128, "columns must be int32 of shape (N, 2) or (b, h, N, 2), got int32 of shape"),
+        (good.long(), 8, 128, "columns must be int32 of shape (N, 2) or (b, h, N, 2), got int64"),
         (wide[:, :2], 8, 128, "columns must be C-contiguous, got a strided view"),
         (wide.view(-1)[1:17].view(8, 2), 8, 128, "columns must be 8-byte aligned, got address 0x"),
         (good, -1, 128, "q_token_num must be in [0, 2**31 - 1], got -1"),
@@ -375,3 +637,126 @@ def test_gpu_in_a_graph_of_torch():
         expected = reference.to_blocks(columns, 357)
         for field, array in expected._asdict().items():
             np.testing.assert_array_equal(getattr(mask, field).cpu(), array, err_msg=field)
+
+
+# Narrow lists, slices and refine on a GPU
+
+
+def long_pack(tokens=131072, document=3000):
+    """Return cu_seqlens of documents of up to so many tokens."""
+    lengths = np.random.default_rng(0).integers(1, document + 1, 2 * tokens // document + 1)
+    cut = np.minimum(cuts(lengths), tokens)
+    return np.append(cut, tokens).astype(np.int32), document
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("query_rows", [None, 64])
+def test_gpu_narrow_lists_give_the_bits_of_full_width(compiled, causal, query_rows):
+    """Forward and backward; of 64 query rows too, which torch computes by its flex_decode."""
+    cu, document = long_pack(16384)
+    k = torch.as_tensor(cu, device="cuda")
+    q = k if query_rows is None else torch.clamp(k, max=query_rows)
+    rows, n = int(q[-1]), int(k[-1])
+    width = maskq_cupy.blocks_width(document, causal=causal)
+    if query_rows is not None:
+        width = (n // 128 // 2, 1)
+    inputs = queries_keys_values(rows, n, "cuda")
+    results = []
+    for room in (None, width):
+        mask = flex.packed_block_mask(q, k, rows, n, causal=causal, width=room)
+        out = compiled(*inputs, block_mask=mask)
+        torch.manual_seed(1)
+        results.append((out, *torch.autograd.grad(out, inputs, torch.randn_like(out))))
+    for whole, narrow in zip(*results, strict=True):
+        assert torch.equal(whole, narrow)
+
+
+@pytest.mark.gpu
+def test_gpu_narrow_masks_never_index_out_of_bounds():
+    """A device-side assertion would end the process; lists equal those of the reference."""
+    columns, row_num = mask_of("documents")
+    given = torch.as_tensor(columns, device="cuda")
+    whole, narrow = (flex.block_mask(given, row_num, 64, width=w) for w in (None, (4, 5)))
+    expected = reference.to_blocks(columns, row_num, 64, width=(4, 5))
+    for field, array in expected._asdict().items():
+        np.testing.assert_array_equal(getattr(narrow, field).cpu(), array, err_msg=field)
+    assert str(narrow) == str(whole)
+    assert narrow.to_dense().equal(whole.to_dense())
+    assert narrow[0, 0].to_dense().equal(whole.to_dense())
+    with pytest.raises(ValueError, match="got width="):
+        narrow._adjust(300, 300)
+    torch.cuda.synchronize()
+    host = narrow.to("cpu")
+    assert host.mask_mod.columns.device.type == "cpu"
+    np.testing.assert_array_equal(host.to_dense(), whole.to_dense().cpu())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", LEADS)
+def test_gpu_slices_forward_and_backward(compiled, kind):
+    """Heads of several kinds, batch rows of their own."""
+    columns, row_num = slices()
+    columns = np.ascontiguousarray(columns[LEADS[kind]])
+    mask = flex.block_mask(torch.as_tensor(columns, device="cuda"), row_num, width=3)
+    inputs = [torch.randn(2, 3, 300, 64, device="cuda", requires_grad=True) for _ in range(3)]
+    assert_same(compiled(*inputs, block_mask=mask), attend_dense(*inputs, columns), inputs)
+
+
+def global_row(b, h, q, kv):
+    return (q % 100 == 0) | (kv % 2 == 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["hole", "global row", "random of each head"])
+def test_gpu_refined_forward_and_backward(compiled, name):
+    n = 500
+    columns = torch.tensor([[n, 0]] * n, dtype=torch.int32, device="cuda")
+    generator = torch.Generator("cuda").manual_seed(0)
+    pairs = torch.rand(3, n, n, generator=generator, device="cuda") < 0.3
+    pairs[:, torch.arange(n), torch.arange(n)] = True
+    mods = {
+        "hole": Hole(),
+        "global row": global_row,
+        "random of each head": lambda b, h, q, kv: pairs[h, q, kv],
+    }
+    inputs = [torch.randn(1, 3, n, 64, device="cuda", requires_grad=True) for _ in range(3)]
+    result = compiled(*inputs, block_mask=flex.block_mask(columns, n, refine=mods[name]))
+    row, column = torch.arange(n, device="cuda")[:, None], torch.arange(n, device="cuda")
+    dense = torch.stack([mods[name](0, h, row, column) for h in range(3)])
+    expected = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=dense)
+    assert_same(result, expected, inputs)
+
+
+@pytest.mark.gpu
+def test_gpu_flex_attention_is_compiled_twice_for_twenty_packs():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    attend = torch.compile(torch.nn.attention.flex_attention.flex_attention, backend=counter)
+    for mask, columns in of_other_lengths(np.random.default_rng(0), 20):
+        q = torch.randn(1, 2, len(columns), 64, device="cuda")
+        attend(q, q, q, block_mask=mask.to("cuda"))
+    assert counter.frame_count <= 2
+
+
+@pytest.mark.gpu
+def test_gpu_four_million_tokens_end_to_end(compiled):
+    """Documents of 16 K, one head: some against themselves alone, forward and backward."""
+    tokens, document = 2**22, 2**14
+    cu = torch.arange(0, tokens + 1, document, dtype=torch.int32, device="cuda")
+    width = maskq_cupy.blocks_width(document)
+    mask = flex.packed_block_mask(cu, cu, tokens, tokens, width=width)
+    inputs = [
+        torch.randn(1, 1, tokens, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    ]
+    result = compiled(*inputs, block_mask=mask)
+    upstream = torch.randn_like(result)
+    gradients = torch.autograd.grad(result, inputs, upstream)
+    for b in (0, 1, 100, 255):
+        part = slice(b * document, (b + 1) * document)
+        own = [x[:, :, part].detach().requires_grad_() for x in inputs]
+        alone = torch.nn.functional.scaled_dot_product_attention(*own, is_causal=True)
+        right = torch.autograd.grad(alone, own, upstream[:, :, part])
+        for got, expected in zip((result, *gradients), (alone, *right), strict=True):
+            torch.testing.assert_close(got[:, :, part], expected, atol=3e-2, rtol=3e-2)

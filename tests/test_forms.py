@@ -85,12 +85,14 @@ def test_kernels(builds, sanitizer, count):
         columns, row_num = random_columns(rng)
         if not columns.size or not row_num:
             continue
+        slices, n = int(rng.choice([1, 1, 3])), len(columns)
+        columns = rng.permutation(np.tile(columns, (slices, 1))).reshape(1, slices, n, 2)
         source = script.buffer(columns)
-        four = script.buffer(np.full((len(columns), 4), -77, np.int32))
-        dense = script.buffer(np.full((row_num, len(columns)), 7, np.uint8), offset=i % 4)
+        four = script.buffer(np.full((1, slices, n, 4), -77, np.int32))
+        dense = script.buffer(np.full((1, slices, row_num, n), 7, np.uint8), offset=i % 4)
         with emulator.planning():
-            script.launch(plan.four_columns_launch(source, len(columns), row_num, four))
-            script.launch(plan.dense_launch(source, len(columns), row_num, dense))
+            script.launch(plan.four_columns_launch(source, slices * n, row_num, four))
+            script.launch(plan.dense_launch(source, n, row_num, dense, slices))
         script.read(four)
         script.read(dense)
         expected += [
@@ -139,6 +141,16 @@ def test_gpu(cupy, name):
         out = cupy.empty_like(result).reshape(1, 1, *result.shape)
         assert getattr(maskq_cupy, name)(given[None, None], row_num, out=out) is out
         np.testing.assert_array_equal(cupy.asnumpy(out[0, 0]), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("lead", [(1, 1), (2, 3), (0, 2), (1, 70)])
+def test_gpu_slices(cupy, name, lead):
+    columns = np.random.default_rng(2).integers(-2, 90, (*lead, 77, 2)).astype(np.int32)
+    result = getattr(maskq_cupy, name)(cupy.asarray(columns), 83)
+    expected = getattr(reference, name)(columns, 83)
+    np.testing.assert_array_equal(cupy.asnumpy(result), expected, strict=True)
 
 
 @pytest.mark.gpu

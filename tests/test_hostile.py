@@ -23,6 +23,7 @@ from test_blocks import random_block_size, random_width
 import maskq_cupy
 from maskq_cupy import compiler, plan
 
+pytestmark = pytest.mark.slow
 SEED = int(os.environ.get("MASKQ_SEED", "0"))
 PACKS = int(os.environ.get("MASKQ_HOSTILE_PACKS", "0"))  # 0: as many as each test says
 

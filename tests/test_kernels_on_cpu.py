@@ -79,6 +79,7 @@ def tile_edges():
     yield low_rows_behind_an_edge()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_tile_edges(builds, sanitizer):
     check(builds(sanitizer), list(tile_edges()))
@@ -123,6 +124,7 @@ def span_edges():
             yield Pack(q, k, None, n, random_rule(rng, k, n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["plain", "address", "thread"])
 def test_span_edges(builds, sanitizer):
     packs = list(span_edges())
@@ -144,6 +146,7 @@ def test_reciprocals_divide_every_key():
         np.testing.assert_array_equal(quotients, keys // np.uint64(size), err_msg=str(size))
 
 
+@pytest.mark.slow
 def test_many_tiles_a_group(builds):
     check(builds("plain"), list(many_tiles_a_group()))
 

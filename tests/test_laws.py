@@ -217,6 +217,7 @@ def test_of_the_reference(law):
     hold(law, reference.get_attn_mask_q, examples=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_of_the_kernels(builds, law):
     executable = builds("plain")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import maskq_cupy
 from maskq_cupy import installing
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,6 +154,10 @@ def test_names_help_and_signatures_need_no_cupy(tmp_path):
     assert there == "all there"
     assert helps == "True"
     assert parameters.startswith("cu_seqlens_q cu_seqlens_k attn_mask_kv kv_token_num causal")
+
+
+def test_citation_is_of_this_version():
+    assert f"\nversion: {maskq_cupy.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_hints_are_the_extras():

@@ -227,6 +227,52 @@ def test_png_shows_each_sequence_in_its_colour(tmp_path, lens):
     assert share(picture.COLOURS[2]) == 0
 
 
+def saved_figure(monkeypatch, *args, **options):
+    """Return the axes of the picture that save_png would write."""
+    module = pytest.importorskip("matplotlib.figure")
+    figures = []
+    monkeypatch.setattr(module.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    picture.save_png(*args, "mask.png", **options)
+    return figures[0].axes[0]
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_png_names_axes_and_sequences(monkeypatch):
+    axes = saved_figure(monkeypatch, *pack([3, 0, 2], [3, 2, 4]))
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("key column", "query row")
+    assert texts(axes) == ["A", "B", "C", "A", "C"]  # over the keys, beside the rows
+
+
+def test_png_takes_names_and_leaves_out_what_does_not_fit(monkeypatch):
+    axes = saved_figure(monkeypatch, *pack([90, 10], [90, 10]), names=["prompt", "answer"])
+    assert texts(axes) == ["prompt", "prompt"]
+    axes = saved_figure(monkeypatch, *pack([1] * 101, [1] * 101))
+    assert texts(axes) == []
+
+
+def test_png_points_out_the_bounds_of_a_column(monkeypatch):
+    axes = saved_figure(monkeypatch, *pack([3, 2], [3, 4]), arrows=1)
+    arrows = {text.get_text(): text.xy for text in axes.texts if hasattr(text, "xy")}
+    assert arrows == {"UTE 1": (1.5, 0.5), "LTS 3": (1.5, 2.5)}  # the rows' upper edges
+
+
+def test_png_of_a_tree_has_the_colour_of_the_key(tmp_path):
+    image = pytest.importorskip("matplotlib.image")
+    colors = pytest.importorskip("matplotlib.colors")
+    cu = np.array([0, 2, 4, 6])
+    path = tmp_path / "mask.png"
+    picture.save_png(reference.tree_attn_mask_q([-1, 0, 0], cu, cu), cu, cu, path)
+    pixels = image.imread(path)[..., :3].reshape(-1, 3)
+    share = [
+        np.isclose(pixels, colors.to_rgb(c), atol=0.01).all(axis=1).mean() for c in picture.COLOURS
+    ]
+    assert share[0] > 2 * share[1] > 0.02  # the prompt is seen by all
+    assert share[-1] < 0.001  # but for the edges of letters
+
+
 def test_png_of_nothing_is_refused(tmp_path):
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="0 query rows"):
@@ -235,6 +281,22 @@ def test_png_of_nothing_is_refused(tmp_path):
 
 def test_png_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.colors", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match='needs matplotlib: pip install "matplotlib'):
         picture.save_png(*pack([3], [3]), tmp_path / "mask.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("a.png", b"\x89PNG"),
+        ("a.svg", b"<?xml"),
+        ("a.PDF", b"%PDF"),
+        ("a.picture", b"\x89PNG"),
+    ],
+)
+def test_the_ending_says_the_form(tmp_path, name, start):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / name
+    picture.save_png(*pack([3, 2], [3, 4]), path)
+    assert path.read_bytes().startswith(start)

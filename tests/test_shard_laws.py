@@ -135,6 +135,7 @@ def test_of_the_reference(law):
     hold(law, reference.shard_columns, examples=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_of_the_kernels(builds, law):
     executable = builds("plain")

@@ -455,6 +455,7 @@ def hostile_call(rng, tokens):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize(("sanitizer", "count"), [("plain", 150), ("address", 150), ("thread", 30)])
 def test_hostile_on_the_cpu(builds, sanitizer, count):

@@ -302,6 +302,7 @@ def level_edges():
                 yield parent.astype(np.int64), sparse, ones, num + 3
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_kernel_at_level_edges(builds, sanitizer):
@@ -322,12 +323,14 @@ def far_from_even():
             yield parent, q, k, n, random_flags(rng, num)
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_kernel_on_segments_far_from_even(builds, sanitizer):
     check(builds(sanitizer), list(far_from_even()))
 
 
+@pytest.mark.slow
 @needs_gxx
 def test_kernel_on_parents_in_any_order(builds):
     """A subtree ends by its definition whatever the parents are, if the cuts are right."""
