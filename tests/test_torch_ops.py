@@ -397,9 +397,8 @@ def test_exported_for_all_lengths():
     torch.testing.assert_close(exported.module()(*other), DenseModel()(*other))
 
 
-def test_lengths_that_only_the_data_say(graphs, monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
-
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_lengths_that_only_the_data_say(graphs):
     @torch.compile(fullgraph=True, backend="aot_eager", dynamic=True)
     def forward(ids):
         kept = ids[ids >= 0]
