@@ -172,10 +172,8 @@ def packed(rule):
 
 
 def by_intervals(pack, q, k):
-    intervals = pack["intervals"]
-    return flex.packed_block_mask(
-        pack["q"], pack["k"], q.shape[-2], k.shape[-2], attn_mask_kv=intervals, block_size=(64, 128)
-    )
+    rule = {"attn_mask_kv": pack["intervals"], "block_size": (128, 256)}
+    return packed(rule)(pack, q, k)
 
 
 def by_tree(pack, q, k):
