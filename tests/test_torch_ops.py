@@ -172,10 +172,8 @@ def packed(rule):
 
 
 def by_intervals(pack, q, k):
-    intervals = pack["intervals"]
-    return flex.packed_block_mask(
-        pack["q"], pack["k"], q.shape[-2], k.shape[-2], attn_mask_kv=intervals, block_size=(64, 128)
-    )
+    rule = {"attn_mask_kv": pack["intervals"], "block_size": (128, 256)}
+    return packed(rule)(pack, q, k)
 
 
 def by_tree(pack, q, k):
@@ -330,13 +328,15 @@ def test_other_lengths_compile_once_more_by_themselves(graphs, name):
     assert graphs() <= 2
 
 
-@pytest.mark.parametrize("row_num", [260, 1300])
-def test_lists_made_inside_are_the_references(graphs, row_num):
+def test_lists_made_inside_are_the_references(graphs):
+    """Compiled once for more rows than keys too, and for fewer."""
     compiled = torch.compile(model_of("window"), fullgraph=True, backend="aot_eager", dynamic=True)
-    pack = {"q": cuts([200, row_num - 200]), "k": cuts([230, 900])}
-    _, lists = compiled(*inputs_of("window", pack, "cpu"))
-    columns = reference.get_attn_mask_q(pack["q"], pack["k"], window=(100, 0))
-    np.testing.assert_array_equal(lists, reference.to_blocks(columns, row_num).kv_indices)
+    for row_num in (260, 1300, 700):
+        pack = pack_of([200, row_num - 200], [230, 900])
+        _, lists = compiled(*inputs_of("window", pack, "cpu"))
+        columns = reference.get_attn_mask_q(pack["q"], pack["k"], window=(100, 0))
+        np.testing.assert_array_equal(lists, reference.to_blocks(columns, row_num).kv_indices)
+    assert graphs() == 1
 
 
 def test_a_padded_batch_inside_a_compiled_forward(graphs):
@@ -377,6 +377,34 @@ def test_slots_inside_a_compiled_forward(graphs):
         pair = reference.cu_seqlens_from_slots(lengths, slots, lengths, slots)
         np.testing.assert_array_equal(columns, reference.get_attn_mask_q(*pair, None, 8 * batch))
     assert graphs() == 1
+
+
+class DenseModel(torch.nn.Module):
+    def forward(self, ids, x):
+        n = x.shape[-2]
+        cu = ops.cu_seqlens_from_ids(ids, 4)
+        mask = ops.dense(ops.columns(cu, cu, n), n)
+        return torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+
+def test_exported_for_all_lengths():
+    n = torch.export.Dim("n", min=2, max=4096)
+    example = torch.tensor([1, 1, 2, 2, 2]), torch.randn(1, 1, 5, 8)
+    exported = torch.export.export(DenseModel(), example, dynamic_shapes=({0: n}, {2: n}))
+    other = torch.tensor([1, 1, 2, 2, 2, 3, 3]), torch.randn(1, 1, 7, 8)
+    torch.testing.assert_close(exported.module()(*other), DenseModel()(*other))
+
+
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_lengths_that_only_the_data_say(graphs):
+    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=True)
+    def forward(ids):
+        kept = ids[ids >= 0]
+        cu = ops.cu_seqlens_from_ids(kept, 4)
+        return ops.columns(cu, cu, len(kept))
+
+    columns = forward(torch.tensor([1, 1, 2, -1, 2]))
+    np.testing.assert_array_equal(columns, reference.get_attn_mask_q([0, 2, 4], [0, 2, 4]))
 
 
 @pytest.mark.parametrize(
