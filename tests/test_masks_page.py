@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import oracle
@@ -186,15 +187,32 @@ def test_black_pairs_of_the_window_in_a_tree_are_those_too_far_up_the_path():
     assert {*zip(row.tolist(), key.tolist(), strict=True)} == expected
 
 
-@pytest.mark.gpu
-def test_refined_block_hides_the_hole():
-    torch = pytest.importorskip("torch")
+def check_refined(mq, device):
     (block,) = REFINE
-    mask = draw_masks.run(block, maskq_cupy)["mask"]
-    row, key = torch.arange(8, device="cuda")[:, None], torch.arange(8, device="cuda")
+    mask = draw_masks.run(block, mq)["mask"]
+    torch = pytest.importorskip("torch")
+    row, key = torch.arange(8, device=device)[:, None], torch.arange(8, device=device)
     hole = draw_masks.run(BLOCKS["hole"], reference)["intervals"]
     shown = mask.mask_mod(0, 0, row, key).cpu().numpy()
     assert np.array_equal(shown, oracle.visible([8], [8], hole))
+
+
+def test_refined_block_hides_the_hole(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from maskq_cupy import flex
+
+    def block_mask(columns, q_token_num, *, refine):  # its lists are made on a GPU
+        columns = torch.from_numpy(columns)[None, None]
+        return SimpleNamespace(mask_mod=flex.RefinedMaskMod(columns, refine))
+
+    monkeypatch.setattr(flex, "block_mask", block_mask)
+    check_refined(reference, "cpu")
+
+
+@pytest.mark.gpu
+def test_refined_block_hides_the_hole_on_a_gpu():
+    pytest.importorskip("torch")
+    check_refined(maskq_cupy, "cuda")
 
 
 def test_every_block_is_short_and_tested():
