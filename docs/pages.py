@@ -55,7 +55,9 @@ def public_names(path):
         if isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
             return ast.literal_eval(node.value)
     functions = [node for node in body if isinstance(node, ast.FunctionDef)]
-    return [f.name for f in functions if f.name[0] != "_" and "Raises:" in ast.get_docstring(f)]
+    return [
+        f.name for f in functions if f.name[0] != "_" and "Raises:" in (ast.get_docstring(f) or "")
+    ]
 
 
 def examples():
