@@ -32,7 +32,7 @@
 #include "tiles.cuh"
 
 constexpr unsigned CHUNK_TILES = 32;    // a lane each
-constexpr unsigned GROUP_CHUNKS = 32;
+constexpr unsigned GROUP_CHUNKS = 32;   // the same
 constexpr unsigned COLUMNS_A_LANE = 4;
 constexpr unsigned MOST_ROWS_A_WARP = 4;
 constexpr unsigned HOLES = 1u << 31;    // of a run's first tile: it may have holes
@@ -40,11 +40,6 @@ constexpr unsigned CUT = 1u << 31;      // of its end: the list of partial tiles
 
 static_assert(CHUNK_TILES % WARPS == 0, "the column tiles of a block lie in one chunk");
 static_assert(MOST_ROWS_A_WARP * WARPS <= WORD_TILES, "a window has a bit for each row tile");
-
-// Rows [first, end), none where end is 0.
-struct Rows {
-    unsigned first, end;
-};
 
 // From the first to the last of both.
 __device__ Rows joined(Rows a, Rows b)
@@ -84,8 +79,7 @@ __device__ Survey warp_survey(
             int2 bounds = columns[column];
             highest = max(highest, bounds.y);
             lowest = min(lowest, bounds.x);
-            unsigned from = (unsigned)max(bounds.y, 0), to = min((unsigned)max(bounds.x, 0), row_num);
-            if (from < to) own[i] = {from, to};
+            own[i] = shown_rows(bounds, row_num);
             through = joined(through, own[i]);
         }
         for (unsigned distance = 1; distance < WARP_THREADS; distance *= 2) {
@@ -104,10 +98,7 @@ __device__ Survey warp_survey(
         before.first = __shfl_sync(FULL_MASK, so_far.first, WARP_THREADS - 1);
         before.end = __shfl_sync(FULL_MASK, so_far.end, WARP_THREADS - 1);
     }
-    for (unsigned distance = WARP_THREADS / 2; distance > 0; distance /= 2) {
-        highest = max(highest, __shfl_down_sync(FULL_MASK, highest, distance));
-        lowest = min(lowest, __shfl_down_sync(FULL_MASK, lowest, distance));
-    }
+    warp_bound(highest, lowest);
     highest = __shfl_sync(FULL_MASK, highest, 0);
     lowest = __shfl_sync(FULL_MASK, lowest, 0);
     return {highest, lowest, before, __ballot_sync(FULL_MASK, holes) != 0};
@@ -204,10 +195,10 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void narrow_column_tile_l
         columns += (unsigned long long)slice * column_num;
         unsigned first = tile * block_k, end = min(first + block_k, column_num);
         Survey survey = warp_survey(columns, first, end, row_num, block_q);
-        if (survey.shown.end) live = {survey.shown.first / block_q, (survey.shown.end - 1) / block_q + 1};
+        live = tiles_of(survey.shown, block_q);
         Run full = {0, 0};
-        if (end - first == block_k && !all_partial)
-            full = full_tiles(survey.max_ute, survey.min_lts, row_num, block_q);
+        bool may_be_full = end - first == block_k && !all_partial;
+        if (may_be_full) full = full_tiles(survey.max_ute, survey.min_lts, row_num, block_q);
 
         unsigned long long place = (unsigned long long)slice * column_tiles + tile;
         int *list = q_indices + place * width, *full_list = full_q_indices + place * width;
@@ -252,7 +243,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void narrow_column_tile_l
     extend(&groups[(unsigned long long)slice * group_num + group], reach);
 }
 
-// Bit i: does entry i of the reaches, of which `num` are left, touch the window? A whole warp.
+// Bit i: does entry i of the reaches, of which `num` are left, touch the window? A lane an entry.
 __device__ unsigned warp_reaching(const uint2* reaches, unsigned num, Run window)
 {
     unsigned lane = threadIdx.x % WARP_THREADS;
@@ -399,8 +390,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void narrow_row_tile_list
         unsigned met_groups = warp_reaching(groups + step, group_num - step, window);
         for (; met_groups != 0; met_groups &= met_groups - 1) {
             unsigned first_chunk = (step + (unsigned)__ffs((int)met_groups) - 1) * GROUP_CHUNKS;
-            unsigned in_group = min(chunk_num - first_chunk, GROUP_CHUNKS);
-            unsigned met = warp_reaching(chunks + first_chunk, in_group, window);
+            unsigned met = warp_reaching(chunks + first_chunk, chunk_num - first_chunk, window);
             for (; met != 0; met &= met - 1) {
                 unsigned first_tile = (first_chunk + (unsigned)__ffs((int)met) - 1) * CHUNK_TILES;
                 if (held == warp) {

@@ -45,7 +45,7 @@ __device__ int block_running_sum(int v, int& total, int (&warp_sums)[WARPS])
 }
 
 // Raises *max_ute and lowers *min_lts, in shared memory, to those of the columns first .. end - 1.
-__device__ void bound_columns(
+__device__ void block_bound_columns(
     const int2* columns, unsigned first, unsigned end, int* max_ute, int* min_lts)
 {
     int highest = 0, lowest = INT32_MAX_VALUE;
@@ -54,10 +54,7 @@ __device__ void bound_columns(
         highest = max(highest, bounds.y);
         lowest = min(lowest, bounds.x);
     }
-    for (unsigned distance = WARP_THREADS / 2; distance > 0; distance /= 2) {
-        highest = max(highest, __shfl_down_sync(FULL_MASK, highest, distance));
-        lowest = min(lowest, __shfl_down_sync(FULL_MASK, lowest, distance));
-    }
+    warp_bound(highest, lowest);
     if (threadIdx.x % WARP_THREADS == 0) {
         atomicMax(max_ute, highest);
         atomicMin(min_lts, lowest);
@@ -102,7 +99,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void column_tile_lists(
         min_lts = INT32_MAX_VALUE;
     }
     __syncthreads();
-    bound_columns(columns, first, end, &max_ute, &min_lts);
+    block_bound_columns(columns, first, end, &max_ute, &min_lts);
     __syncthreads();
     Run full = {0, 0};
     if (end - first == block_k && !all_partial) full = full_tiles(max_ute, min_lts, row_num, block_q);

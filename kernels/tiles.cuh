@@ -1,7 +1,7 @@
 // Tiles of block_q rows by block_k columns: which of them a column is shown in, and how lists of them
 // are written. What tile_lists.cu and narrow_lists.cu share.
 
-#include "search.cuh"
+#include "device.cuh"
 
 constexpr unsigned WORD_TILES = 32;  // of a word, a bit each
 
@@ -23,13 +23,31 @@ __device__ unsigned bits_of(Run run, unsigned base)
     return bits_below(hi) & ~bits_below(lo);
 }
 
-// The row tiles in which a column with these bounds, (LTS, UTE), is shown.
-__device__ Run shown_tiles(int2 bounds, unsigned row_num, unsigned block_q)
+// Rows [first, end), none where end is 0.
+struct Rows {
+    unsigned first, end;
+};
+
+// The rows that see a column with these bounds, (LTS, UTE).
+__device__ Rows shown_rows(int2 bounds, unsigned row_num)
 {
     unsigned first_row = (unsigned)max(bounds.y, 0);
     unsigned row_end = min((unsigned)max(bounds.x, 0), row_num);
-    if (first_row >= row_end) return {0, 0};
-    return {first_row / block_q, (row_end - 1) / block_q + 1};
+    if (first_row >= row_end) return {FULL_MASK, 0};
+    return {first_row, row_end};
+}
+
+// The row tiles that hold the rows.
+__device__ Run tiles_of(Rows rows, unsigned block_q)
+{
+    if (rows.end == 0) return {0, 0};
+    return {rows.first / block_q, (rows.end - 1) / block_q + 1};
+}
+
+// The row tiles in which a column with these bounds is shown.
+__device__ Run shown_tiles(int2 bounds, unsigned row_num, unsigned block_q)
+{
+    return tiles_of(shown_rows(bounds, row_num), block_q);
 }
 
 // The row tiles that lie between the columns' highest UTE and lowest LTS.
@@ -38,6 +56,15 @@ __device__ Run full_tiles(int max_ute, int min_lts, unsigned row_num, unsigned b
     unsigned first = ((unsigned)max(max_ute, 0) + block_q - 1) / block_q;
     unsigned end = min((unsigned)max(min_lts, 0), row_num) / block_q;
     return {first, max(first, end)};
+}
+
+// Raises highest and lowers lowest to those of all lanes, in lane 0.
+__device__ void warp_bound(int& highest, int& lowest)
+{
+    for (unsigned distance = WARP_THREADS / 2; distance > 0; distance /= 2) {
+        highest = max(highest, __shfl_down_sync(FULL_MASK, highest, distance));
+        lowest = min(lowest, __shfl_down_sync(FULL_MASK, lowest, distance));
+    }
 }
 
 __device__ int warp_running_sum(int v)

@@ -1,7 +1,8 @@
 """FlashMask column bounds [LTS, UTE] of a packed batch, on the GPU, for any framework.
 
 `reference` holds the same in NumPy and needs nothing else. CuPy is imported by the first call that
-computes on the GPU; `flex`, which makes FlexAttention's masks, imports torch.
+computes on the GPU; `flex`, which makes FlexAttention's masks, and `torch_ops`, which has the
+functions as torch operators, import torch.
 """
 
 from maskq_cupy import cp, reference

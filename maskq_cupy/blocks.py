@@ -132,7 +132,7 @@ def _refuse_width(
         columns, tiles.row_num, tiles.block_size, width=tuple(needed.clip(1)),
         all_partial=all_partial, stream=stream,
     )  # fmt: skip
-    with gpu.cupy.cuda.Device(lists.kv_num_blocks.device):
+    with lists.kv_num_blocks.device:
         gpu.runtime.deviceSynchronize()
         row, full_row, column, full_column = (gpu.cupy.asnumpy(counts) for counts in lists[::2])
     by_row, by_column = np.stack([row, full_row]), np.stack([column, full_column])

@@ -122,7 +122,7 @@ def arguments(
     if deterministic:
         tiles = plan.tile_grid(row_num, tensor.shape[-2], size)
         _check_deterministic(capability, width, tiles, backward)
-    tensor, lists = flex.tile_lists(tensor, row_num, size, width=width)
+    _, lists = flex.tile_lists(tensor, row_num, size, width=width)
     head_dims = (head_dim, head_dim_v or head_dim)
     return _of_lists(tensor, lists, row_num, head_dims, size, backward, deterministic)
 

@@ -1,4 +1,8 @@
-"""FlexAttention's BlockMask from columns, on torch's current stream and in torch's memory."""
+"""FlexAttention's BlockMask from columns, on torch's current stream and in torch's memory.
+
+In a compiled forward `block_mask` and `packed_block_mask` go through the operators of `torch_ops`,
+and take tensors on the CPU too.
+"""
 
 import math
 from collections.abc import Callable
@@ -8,10 +12,11 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskq_cupy import checks, plan
+from maskq_cupy import checks, plan, torch_ops
 from maskq_cupy.blocks import list_starts, slices_of, write_lists
 from maskq_cupy.columns import get_attn_mask_q
 from maskq_cupy.reference import Blocks
+from maskq_cupy.torch_ops import current_stream
 
 
 class MaskMod:
@@ -212,6 +217,10 @@ def tile_lists(
     all_partial: bool = False,
 ) -> tuple[torch.Tensor, Blocks]:
     """Return the columns as a tensor, and their lists as `block_mask` holds them."""
+    if torch.compiler.is_compiling():
+        operator = torch.ops.maskq_cupy.blocks
+        lists = operator(columns, q_token_num, block_size, width=width, all_partial=all_partial)
+        return columns, Blocks(*lists)
     tensor = on_gpu(columns, "columns")
     row_num = checks.check_int(q_token_num, "q_token_num")
     checks.check_slices_form(_dtype(tensor), tensor.shape)
@@ -224,7 +233,7 @@ def tile_lists(
     first = memory.data_ptr()
     pointers = Blocks(*[first + 4 * start for _, _, start in parts])
     scratch = first + 4 * scratch_start
-    write_lists(tensor, tiles, pointers, scratch, _current_stream(tensor), all_partial)
+    write_lists(tensor, tiles, pointers, scratch, current_stream(tensor), all_partial)
     return tensor, Blocks(*[memory.as_strided(*part) for part in parts])
 
 
@@ -263,6 +272,8 @@ def packed_columns(
     cu_seqlens_q: Any, cu_seqlens_k: Any, kv_token_num: int, rule: dict[str, Any]
 ) -> torch.Tensor:
     """Return the columns of a packed batch, in torch's memory and on torch's current stream."""
+    if torch.compiler.is_compiling():
+        return torch_ops.packed_columns(cu_seqlens_q, cu_seqlens_k, kv_token_num, **rule)
     cuts_k = on_gpu(cu_seqlens_k, "cu_seqlens_k")
     column_num = checks.check_int(kv_token_num, "kv_token_num")
     columns = torch.empty((column_num, 2), dtype=torch.int32, device=cuts_k.device)
@@ -273,7 +284,7 @@ def packed_columns(
         scratch = torch.empty(nbytes, dtype=torch.uint8, device=cuts_k.device)
     get_attn_mask_q(
         cu_seqlens_q, cuts_k, kv_token_num=column_num, out=columns, scratch=scratch,
-        stream=_current_stream(cuts_k), **rule,
+        stream=current_stream(cuts_k), **rule,
     )  # fmt: skip
     return columns
 
@@ -394,11 +405,6 @@ def on_gpu(array: Any, name: str) -> Any:
 
 def _dtype(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _current_stream(tensor: Any) -> int:
-    """Return the pointer of torch's current stream on the tensor's device."""
-    return torch._C._cuda_getCurrentRawStream(tensor.get_device())
 
 
 Part = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides and start of a tensor

@@ -260,8 +260,8 @@ def tiles(
     """
     row_tiles, column_tiles = tile_grid(row_num, column_num, block_size)
     room = checks.check_width(width, row_tiles, column_tiles)
-    most = slices * max(row_tiles, column_tiles)
-    _check_blocks(most, "tiles of all slices, on one side,")
+    for side_tiles in (row_tiles, column_tiles):  # not their maximum: torch traces this
+        _check_blocks(slices * side_tiles, "tiles of all slices, on one side,")
     return Tiles(slices, row_num, column_num, block_size, row_tiles, column_tiles, room)
 
 

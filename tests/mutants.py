@@ -64,7 +64,8 @@ SEARCH, SEQUENCES, ROWS, STAIRCASE = "search.cuh", "sequences.cuh", "rows.cuh", 
 COLUMNS, COLUMN_TILES, SUBTREES = "columns.cuh", "column_tiles.cuh", "tree.cuh"
 RULE, INTERVALS, TREE = "columns_rule.cu", "columns_intervals.cu", "columns_tree.cu"
 COLUMN_SEQUENCES, MODIFIED = "column_sequences.cuh", "columns_modified_rule.cu"
-EXCESS, TILES = "excess.cu", "tile_lists.cu"
+EXCESS, TILES, OF_TILES = "excess.cu", "tile_lists.cu", "tiles.cuh"
+NARROW = "narrow_lists.cu"
 CHUNKS, SHARD = "chunks.cuh", "shard.cu"
 RUNS, PADDED, FORMS = "token_runs.cu", "padded.cu", "forms.cu"
 
@@ -325,16 +326,38 @@ MUTANTS = [
     Mutant(EXCESS, "if (rows) atomicMax(rows, found.rows);", "if (rows) atomicAdd(rows, found.rows);", "first"),
     Mutant(EXCESS, "__syncthreads();\n    if (threadIdx.x == 0 && found", "if (threadIdx.x == 0 && found", "barrier", "thread"),
     # Tile lists
-    Mutant(TILES, "(row_end - 1) / block_q + 1", "row_end / block_q + 1", "off-by-one"),
-    Mutant(TILES, "min((unsigned)max(bounds.x, 0), row_num)", "(unsigned)max(bounds.x, 0)", "clip"),
-    Mutant(TILES, "+ block_q - 1) / block_q", ") / block_q", "rounding"),
-    Mutant(TILES, "if (end - first == block_k) full", "full", "ragged"),
-    Mutant(TILES, "{first, max(first, end)}", "{first, end}", "clip"),
-    Mutant(TILES, "highest = max(highest, __shfl_down_sync(FULL_MASK, highest, distance));", "", "scan"),
-    Mutant(TILES, "repeats && threadIdx.x % WARP_THREADS != 0", "repeats", "lane"),
-    Mutant(TILES, "atomicAdd(&covering[tail - word_first], -1);", "", "difference"),
+    Mutant(OF_TILES, "(rows.end - 1) / block_q + 1", "rows.end / block_q + 1", "off-by-one"),
+    Mutant(OF_TILES, "min((unsigned)max(bounds.x, 0), row_num)", "(unsigned)max(bounds.x, 0)", "clip"),
+    Mutant(OF_TILES, "+ block_q - 1) / block_q", ") / block_q", "rounding"),
+    Mutant(OF_TILES, "{first, max(first, end)}", "{first, end}", "clip"),
+    Mutant(OF_TILES, "highest = max(highest, __shfl_down_sync(FULL_MASK, highest, distance));", "", "scan"),
+    Mutant(OF_TILES, "repeats && thread % WARP_THREADS != 0", "repeats", "lane"),
+    Mutant(OF_TILES, "atomicAdd(&covering[tail - word_first], -1);", "", "difference"),
+    Mutant(TILES, "if (end - first == block_k && !all_partial) full", "if (!all_partial) full", "ragged"),
+    Mutant(TILES, "block_k && !all_partial) full", "block_k) full", "flag"),
+    Mutant(TILES, "columns += (unsigned long long)(blockIdx.x / column_tiles) * column_num;", "", "slice"),
+    Mutant(TILES, "* slices + slice) * column_tiles", "* slices) * column_tiles", "slice"),
+    Mutant(TILES, "(int)max(listed, full.end - full.first)", "(int)listed", "needed"),
     Mutant(TILES, "listed += (unsigned)partials;", "", "carry"),
     Mutant(TILES, "__syncthreads();\n        for (unsigned w = warp;", "for (unsigned w = warp;", "barrier", "thread"),
+    # Narrow lists
+    Mutant(NARROW, "a.first <= b.end && b.first <= a.end", "a.first <= b.end", "hole"),
+    Mutant(NARROW, "return a.first / block_q <=", "return true || a.first / block_q <=", "hole"),
+    Mutant(NARROW, "holes |= !are_side_by_side", "holes = !are_side_by_side", "hole"),
+    Mutant(NARROW, "tile < full.first ? tile", "tile <= full.first ? tile", "off-by-one"),
+    Mutant(NARROW, " && place < width", "", "room", "address"),
+    Mutant(NARROW, "partial_num > width ? CUT", "partial_num > width + 1 ? CUT", "off-by-one"),
+    Mutant(NARROW, "bits &= ~bits_of(full, (word_first + lane) * WORD_TILES);", "", "full"),
+    Mutant(NARROW, "atomicMax(&reach->x, ~live.first)", "atomicMax(&reach->x, live.first)", "reach"),
+    Mutant(NARROW, "group = chunk / GROUP_CHUNKS", "group = chunk / (2 * GROUP_CHUNKS)", "reach"),
+    Mutant(NARROW, "if ((unsigned)list[middle] < base) lo", "if ((unsigned)list[middle] <= base) lo", "bound"),
+    Mutant(NARROW, "partial = live_bits(tile, window.first)", "partial = 0", "cut"),
+    Mutant(NARROW, "listed.partials[i] += ", "listed.partials[i] = ", "carry"),
+    Mutant(NARROW, "if (++held < WARPS) continue;", "++held;", "carry"),
+    Mutant(NARROW, "columns += (unsigned long long)slice * column_num;", "", "slice"),
+    Mutant(NARROW, "bool may_be_full = end - first == block_k && ", "bool may_be_full = ", "ragged"),
+    Mutant(NARROW, "listed.list + listed.start(i), min(partials, width)", "listed.list + listed.start(i), partials", "room", "address"),
+    Mutant(NARROW, "__syncthreads();\n    for (unsigned c = 0; c < held; ++c)", "for (unsigned c = 0; c < held; ++c)", "barrier", "thread"),
     # Chunks
     Mutant(CHUNKS, "(int)max(min(start, highest), -highest - 1)", "(int)start", "saturate"),
     Mutant(CHUNKS, "(unsigned)((unsigned long long)end - (unsigned long long)start)", "(unsigned)(end - nearest)", "length"),
@@ -568,8 +591,10 @@ def run_excess(executable, by):
 
 def run_tile_lists(executable, by):
     rng = np.random.default_rng(0)
-    test_blocks.check(executable, test_blocks.random_calls(rng, 40))
-    test_blocks.check(executable, test_blocks.calls_around_words_and_chunks())
+    test_blocks.check(executable, list(test_blocks.random_calls(rng, 40)))
+    if by != "thread":
+        test_blocks.check(executable, test_blocks.calls_around_words_and_chunks())
+        test_blocks.check(executable, list(test_blocks.calls_with_holes_and_far_tiles()))
 
 
 OF_COLUMNS = Suite((RULE, MODIFIED, INTERVALS), run_columns)
@@ -624,7 +649,7 @@ def run_shards(executable, by):
         test_shards.run(executable, hostile[::part], SECONDS)
 
 
-OF_TILE_LISTS = Suite((TILES,), run_tile_lists)
+OF_TILE_LISTS = Suite((TILES, NARROW), run_tile_lists)
 OF_SHARDS = Suite((SHARD,), run_shards)
 OF_RUNS = Suite((RUNS,), run_runs)
 OF_PADDED = Suite((PADDED,), run_padded)
@@ -644,6 +669,8 @@ SUITES = {
     TREE: [OF_TREES],
     EXCESS: [OF_EXCESS],
     TILES: [OF_TILE_LISTS],
+    OF_TILES: [OF_TILE_LISTS],
+    NARROW: [OF_TILE_LISTS],
     CHUNKS: [OF_SHARDS],
     SHARD: [OF_SHARDS],
     RUNS: [OF_RUNS],

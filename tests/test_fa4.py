@@ -114,19 +114,8 @@ def on_cpu(monkeypatch, calls):
     """Let arguments be made of tensors of the host, with the reference's lists; a Hopper."""
 
     def tile_lists(columns, row_num, size, width=None):
-        form = columns.shape[:2] if columns.dim() == 4 else (1, 1)
-        slices = columns.numpy().reshape(-1, *columns.shape[-2:])
-        blocks = [reference.to_blocks(columns, row_num, size) for columns in slices]
-        lists = (
-            torch.as_tensor(np.concatenate(arrays)).view(*form, *arrays[0].shape[2:])
-            for arrays in zip(*blocks, strict=True)
-        )
-        return reference.Blocks(*lists if width is None else cut(lists, width))
-
-    def cut(lists, width):
-        for array, name in zip(lists, reference.Blocks._fields, strict=True):
-            room = width["q_indices" in name]
-            yield array[..., :room] if name.endswith("indices") else array
+        lists = reference.to_blocks(columns.numpy(), row_num, size, width=width)
+        return columns, reference.Blocks(*map(torch.as_tensor, lists))
 
     monkeypatch.setattr(fa4.flex, "on_gpu", lambda tensor, name: tensor)
     monkeypatch.setattr(fa4.flex, "tile_lists", tile_lists)

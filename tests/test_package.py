@@ -144,7 +144,7 @@ print(missing or "all there")
 print("[LTS, UTE]" in pydoc.render_doc(maskq_cupy.get_attn_mask_q))
 print(*inspect.signature(maskq_cupy.get_attn_mask_q).parameters)
 """
-NEEDS_TORCH = {"__main__", "flex", "fa4", "fa4_mask"}  # or runs when it is imported
+NEEDS_TORCH = {"__main__", "torch_ops", "flex", "fa4", "fa4_mask"}  # or runs when it is imported
 
 
 def test_names_help_and_signatures_need_no_cupy(tmp_path):
