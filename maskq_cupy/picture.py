@@ -373,6 +373,8 @@ def save_png(
     row_num, column_num = int(q[-1]), len(columns)
     if not row_num or not column_num:
         raise ValueError(f"nothing to draw: {row_num} query rows, {column_num} key columns")
+    if arrows is not None and not 0 <= arrows < column_num:
+        raise ValueError(f"arrows must be a column in [0, {column_num}), got {arrows}")
     ratio = min(max(row_num / column_num, 0.3), 1.4)  # height to width, true between these
     rows = _cells(q, row_num, int(PNG_CELLS * min(ratio, 1)))[0]  # no cell is thinner than a pixel
     keys = _cells(k, column_num, PNG_CELLS)[0]

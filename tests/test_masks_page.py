@@ -1,5 +1,6 @@
 """The gallery: its blocks run, their columns are the masks' definitions, its pictures are there."""
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 
 import maskq_cupy
 from maskq_cupy import reference
+from maskq_cupy.call import Call
 
 DOCS = Path(__file__).parent.parent / "docs"
 sys.path.insert(0, str(DOCS))
@@ -213,6 +215,38 @@ def test_refined_block_hides_the_hole(monkeypatch):
 def test_refined_block_hides_the_hole_on_a_gpu():
     pytest.importorskip("torch")
     check_refined(maskq_cupy, "cuda")
+
+
+def said_launches(text):
+    """Return how many launches a text says first."""
+    (word, *_) = re.findall(r"\b(one|two|three|five)\s+launch", text, re.IGNORECASE)
+    return {"one": 1, "two": 2, "three": 3, "five": 5}[word.lower()]
+
+
+COSTS = {
+    draw_masks.pictures(text)[0]: said_launches(text)
+    for text, _ in draw_masks.BLOCKS
+    if not {*draw_masks.pictures(text)} & {*SUPERSETS} and draw_masks.pictures(text)
+}
+
+
+def test_costs_are_found():
+    assert {*COSTS} == {*BLOCKS} - {*SUPERSETS}
+    assert (COSTS["window"], COSTS["ids"], COSTS["images"]) == (1, 3, 5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", COSTS)
+def test_block_takes_the_launches_that_are_said(name, monkeypatch):
+    made, launch = [], Call.run
+
+    def counted(call, *launches, **options):
+        made.extend(launches)
+        launch(call, *launches, **options)
+
+    monkeypatch.setattr(Call, "run", counted)
+    draw_masks.run(BLOCKS[name], maskq_cupy)
+    assert len(made) == COSTS[name]
 
 
 def test_every_block_is_short_and_tested():
