@@ -24,7 +24,7 @@ COMMA := ,
 FOR_TEST := $(VENV)/.with-test,$(if $(TORCH),torch$(COMMA))$(or $(CUDA_EXTRA),cuda12x)
 FOR_BENCH := $(VENV)/.with-bench,$(or $(CUDA_EXTRA),cuda12x)
 FOR_LINT := $(VENV)/.with-lint
-FOR_DOCS := $(VENV)/.with-docs
+FOR_DOCS := $(VENV)/.with-docs,plot
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -73,7 +73,8 @@ bench: $(FOR_BENCH) ## time everything on a GPU, and say which goals are reached
 figures: $(FOR_BENCH) ## draw and count what the documentation shows, but for times on a GPU
 	$(BIN)/python tests/simulate_shards.py --write
 
-docs: $(FOR_DOCS) ## build the documentation into site/, a warning of it or a dead link ends it
+docs: $(FOR_DOCS) ## draw the masks and build the documentation into site/, without a dead link
+	$(BIN)/python docs/draw_masks.py
 	$(BIN)/python -m mkdocs build
 
 lint: $(FOR_LINT) ## check style, format and types

@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="save the picture too, as SVG or PDF by its ending (needs matplotlib)",
     )
+    add(
+        "--arrows", type=int, metavar="2", help="point out this column's UTE and LTS in the picture"
+    )
     demo = commands.add_parser("demo", help="pack, check, draw and time real documents")
     demo.set_defaults(run=_demo)
     doctor = commands.add_parser("doctor", help="say what is installed and what is missing")
@@ -166,8 +169,13 @@ def _show(options: argparse.Namespace) -> int:
             beyond = reference.excess_runs(cu_seqlens_q, cu_seqlens_k, intervals)
         tile = _block_size(options.tiles)
         shards = _shards(options, columns, cu_seqlens_q, cu_seqlens_k, tile)
+        if options.arrows is not None and not options.png:
+            raise ValueError("--arrows needs --png: the file of the picture")
         if options.png:
-            picture.save_png(columns, cu_seqlens_q, cu_seqlens_k, options.png, tile, beyond)
+            picture.save_png(
+                columns, cu_seqlens_q, cu_seqlens_k, options.png, tile, beyond,
+                arrows=options.arrows,
+            )  # fmt: skip
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         print(f"python -m maskq_cupy show: {error}", file=sys.stderr)
         return 2

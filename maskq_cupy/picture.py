@@ -17,6 +17,7 @@ LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 # Of Okabe and Ito, who chose them for the colour-blind; the last is of several sequences.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#4d4d4d")
 INK = "#111827"  # of letters and arrows
+NO_KEYS = "#d1d5db"  # of rows: a colour is that of keys
 SEVERAL_SEQUENCES, NO_SEQUENCE = -1, -2  # of a cell
 EMPTY, PARTIAL, FULL = 0, 1, 2  # of a tile
 Runs = tuple[np.ndarray, np.ndarray, np.ndarray]  # row, first key, key behind the last
@@ -372,6 +373,8 @@ def save_png(
     row_num, column_num = int(q[-1]), len(columns)
     if not row_num or not column_num:
         raise ValueError(f"nothing to draw: {row_num} query rows, {column_num} key columns")
+    if arrows is not None and not 0 <= arrows < column_num:
+        raise ValueError(f"arrows must be a column in [0, {column_num}), got {arrows}")
     ratio = min(max(row_num / column_num, 0.3), 1.4)  # height to width, true between these
     rows = _cells(q, row_num, int(PNG_CELLS * min(ratio, 1)))[0]  # no cell is thinner than a pixel
     keys = _cells(k, column_num, PNG_CELLS)[0]
@@ -432,7 +435,7 @@ def _name_sequences(
         transform = axes.get_yaxis_transform() if is_rows else axes.get_xaxis_transform()
         thick = 0.075 / (1 if is_rows else ratio)
         for b, (start, end) in enumerate(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)):
-            colour = COLOURS[b % (len(COLOURS) - 1)]
+            colour = COLOURS[b % (len(COLOURS) - 1)] if k[b] < k[b + 1] else NO_KEYS
             name = names[b] if b < len(names) else str(LETTERS[b % 26])
             corner, size = (start - 0.5, 1.015), (end - start, thick)
             middle = ((start + end - 1) / 2, 1.015 + thick / 2)

@@ -208,6 +208,22 @@ def test_show_saves_the_png(no_gpu, capsys, tmp_path):
     assert (code, err.count("\n")) == (2, 1)
 
 
+def test_show_points_out_a_column(no_gpu, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "mask.svg"
+    argv = ["show", "--q-lens", "3,2", "--k-lens", "3,4", "--png", str(path)]
+    assert run(capsys, *argv, "--arrows", "1")[0] == 0
+    arrows = path.stat().st_size
+    assert run(capsys, *argv)[0] == 0
+    assert path.stat().st_size < arrows
+    code, _, err = run(capsys, *argv, "--arrows", "7")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "arrows must be a column in [0, 7), got 7" in err
+    code, _, err = run(capsys, *argv[:-2], "--arrows", "1")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--arrows needs --png" in err
+
+
 def test_module_runs_as_a_command():
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "maskq_cupy", "show", "--q-lens", "2", "--k-lens"]

@@ -259,6 +259,12 @@ def test_png_points_out_the_bounds_of_a_column(monkeypatch):
     assert arrows == {"UTE 1": (1.5, 0.5), "LTS 3": (1.5, 2.5)}  # the rows' upper edges
 
 
+@pytest.mark.parametrize("column", [-1, 7])
+def test_png_refuses_arrows_to_no_column(monkeypatch, column):
+    with pytest.raises(ValueError, match=rf"arrows must be a column in \[0, 7\), got {column}"):
+        saved_figure(monkeypatch, *pack([3, 2], [3, 4]), arrows=column)
+
+
 def test_png_of_a_tree_has_the_colour_of_the_key(tmp_path):
     image = pytest.importorskip("matplotlib.image")
     colors = pytest.importorskip("matplotlib.colors")
