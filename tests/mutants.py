@@ -347,7 +347,7 @@ MUTANTS = [
     Mutant(NARROW, "tile < full.first ? tile", "tile <= full.first ? tile", "off-by-one"),
     Mutant(NARROW, " && place < width", "", "room", "address"),
     Mutant(NARROW, "partial_num > width ? CUT", "partial_num > width + 1 ? CUT", "off-by-one"),
-    Mutant(NARROW, "bits &= ~bits_of(full, (word_first + lane) * WORD_TILES);", "", "full"),
+    Mutant(NARROW, "make_uint2(partial & ~full, full)", "make_uint2(partial, full)", "full"),
     Mutant(NARROW, "atomicMax(&reach->x, ~live.first)", "atomicMax(&reach->x, live.first)", "reach"),
     Mutant(NARROW, "group = chunk / GROUP_CHUNKS", "group = chunk / (2 * GROUP_CHUNKS)", "reach"),
     Mutant(NARROW, "if ((unsigned)list[middle] < base) lo", "if ((unsigned)list[middle] <= base) lo", "bound"),

@@ -760,3 +760,30 @@ def test_gpu_four_million_tokens_end_to_end(compiled):
         right = torch.autograd.grad(alone, own, upstream[:, :, part])
         for got, expected in zip((result, *gradients), (alone, *right), strict=True):
             torch.testing.assert_close(got[:, :, part], expected, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rule", [{}, {"window": (30, 0)}, {"causal": False}])
+def test_gpu_padded_batch_is_as_each_row_alone(compiled, rule):
+    """Padded left, right, both and not at all; forward and gradients, of tokens."""
+    length, places = 300, [(170, 300), (0, 200), (40, 299), (0, 300)]
+    at = torch.arange(length, device="cuda")
+    given = torch.stack([(at >= start) & (at < end) for start, end in places])
+    mask = flex.padded_block_mask(given.long(), **rule)
+    assert mask.shape == (4, 1, length, length)
+    inputs = [torch.randn(4, 2, length, 64, device="cuda", requires_grad=True) for _ in range(3)]
+    out = compiled(*inputs, block_mask=mask)
+    result, expected = [], []
+    for row, (start, end) in enumerate(places):
+        cu = [0, end - start]
+        columns = reference.get_attn_mask_q(cu, cu, **rule)
+        own = [x[row : row + 1, :, start:end] for x in inputs]
+        expected.append(attend_dense(*own, columns))
+        result.append(out[row : row + 1, :, start:end])
+    assert_same(torch.cat(result, dim=2), torch.cat(expected, dim=2), inputs)
+
+
+def test_padded_masks_are_refused_with_what_they_must_be():
+    pytest.importorskip("cupy")
+    with pytest.raises(TypeError, match="attention_mask must be on a GPU, got a tensor on cpu"):
+        flex.padded_block_mask(torch.ones(2, 5))
