@@ -295,7 +295,8 @@ def padded_block_mask(
         mask = on_gpu(mask, "attention_mask")
     batch, length = tokens.check_mask_form(_dtype(mask), mask.shape)
     total = batch * length
-    columns = packed_columns(*operators.cu_seqlens_from_padding(mask), total, rule)
+    cuts_q, cuts_k = operators.cu_seqlens_from_padding(mask)
+    columns = packed_columns(cuts_q, cuts_k, total, rule)
     parts = operators.split_columns(columns, batch, total)
     return block_mask(parts, length, block_size, width=width, refine=refine)
 

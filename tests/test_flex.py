@@ -787,3 +787,20 @@ def test_padded_masks_are_refused_with_what_they_must_be():
     pytest.importorskip("cupy")
     with pytest.raises(TypeError, match="attention_mask must be on a GPU, got a tensor on cpu"):
         flex.padded_block_mask(torch.ones(2, 5))
+
+
+def test_padded_mask_of_a_compiled_forward_is_the_references():
+    """On the CPU, where it is made of the operators while torch traces."""
+    pytest.importorskip("cupy")
+    given = torch.tensor([[0] * 130 + [1] * 170, [1] * 200 + [0] * 100])
+
+    def lists(attention_mask):
+        mask = flex.padded_block_mask(attention_mask, window=(60, 0))
+        return [getattr(mask, name) for name in reference.Blocks._fields]
+
+    made = torch.compile(lists, backend="aot_eager", fullgraph=True)(given)
+    cu = reference.cu_seqlens_from_padding(given.numpy())
+    columns = reference.get_attn_mask_q(*cu, kv_token_num=600, window=(60, 0))
+    expected = reference.to_blocks(reference.split_columns(columns, 2, 600), 300)
+    for name, got, array in zip(reference.Blocks._fields, made, expected, strict=True):
+        np.testing.assert_array_equal(got, array, err_msg=name)
