@@ -700,7 +700,8 @@ def test_gpu_capture_without_rows_needs_no_scratch(cupy):
 @pytest.mark.parametrize(("change", "kind", "message"), BAD)
 def test_gpu_bad_arguments(cupy, change, kind, message):
     arguments = {"columns": COLUMNS, "q_token_num": 3} | change
-    arguments["columns"] = cupy.asarray(arguments["columns"])
+    for name in {"columns", "needed"} & arguments.keys():
+        arguments[name] = cupy.asarray(arguments[name])
     with pytest.raises(kind) as raised:
         maskq_cupy.to_blocks(**arguments)
     assert str(raised.value) == message
