@@ -218,6 +218,11 @@ def tile_lists(
 ) -> tuple[torch.Tensor, Blocks]:
     """Return the columns as a tensor, and their lists as `block_mask` holds them."""
     if torch.compiler.is_compiling():
+        if width is not None and not columns.is_cuda:
+            raise ValueError(
+                "width must be None on the CPU, where compiled flex_attention reads lists as wide "
+                f"as there are tiles alone, got {width}"
+            )
         operator = torch.ops.maskq_cupy.blocks
         lists = operator(columns, q_token_num, block_size, width=width, all_partial=all_partial)
         return columns, Blocks(*lists)

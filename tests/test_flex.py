@@ -804,3 +804,19 @@ def test_padded_mask_of_a_compiled_forward_is_the_references():
     expected = reference.to_blocks(reference.split_columns(columns, 2, 600), 300)
     for name, got, array in zip(reference.Blocks._fields, made, expected, strict=True):
         np.testing.assert_array_equal(got, array, err_msg=name)
+
+
+def test_narrow_lists_are_refused_in_a_compiled_forward_on_the_cpu():
+    """torch gives the refused call up to Python, which takes no columns on the CPU."""
+    pytest.importorskip("cupy")
+    columns = torch.zeros(300, 2, dtype=torch.int32)
+    for width in (None, 2):
+        made = torch.compile(
+            lambda given, w=width: flex.block_mask(given, 300, width=w).kv_indices,
+            backend="aot_eager",
+        )
+        if width is None:
+            assert made(columns).shape == (1, 1, 3, 3)
+            continue
+        with pytest.raises(TypeError, match="columns must be on a GPU"):
+            made(columns)
