@@ -125,12 +125,12 @@ __device__ void warp_store_within(
     if ((bits >> lane & 1) && place < width) list[place] = (int)(first_tile + lane);
 }
 
-// Lists the live tiles but for the full ones of the columns first .. end - 1, whatever holes there are;
-// returns how many there are. The arrays are the warp's own.
+// Lists the live tiles of the columns first .. end - 1, whatever holes there are; returns how many there
+// are. None is full: a row that sees all columns joins their tiles to one run. The arrays are the
+// warp's own.
 __device__ unsigned warp_list_partial(
     const int2* columns, unsigned first, unsigned end, unsigned row_num, unsigned block_q, Run live,
-    Run full, int* list, unsigned width, unsigned (&end_words)[WARP_THREADS],
-    int (&covering)[WARP_THREADS])
+    int* list, unsigned width, unsigned (&end_words)[WARP_THREADS], int (&covering)[WARP_THREADS])
 {
     unsigned lane = threadIdx.x % WARP_THREADS, listed = 0;
     for (unsigned word_first = live.first / WORD_TILES; word_first * WORD_TILES < live.end;
@@ -142,7 +142,6 @@ __device__ unsigned warp_list_partial(
             columns, first, end, row_num, block_q, word_first, end_words, covering, lane, WARP_THREADS);
         __syncwarp();
         unsigned bits = warp_running_sum(covering[lane]) > 0 ? FULL_MASK : end_words[lane];
-        bits &= ~bits_of(full, (word_first + lane) * WORD_TILES);
         for (unsigned left = __ballot_sync(FULL_MASK, bits != 0); left != 0; left &= left - 1) {
             unsigned w = (unsigned)__ffs((int)left) - 1;
             unsigned of_word = __shfl_sync(FULL_MASK, bits, w);
@@ -210,7 +209,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS) void narrow_column_tile_l
             store_entries(list, 0, width, partial, lane, WARP_THREADS);
         } else {
             partial_num = warp_list_partial(
-                columns, first, end, row_num, block_q, live, full, list, width, end_words[warp],
+                columns, first, end, row_num, block_q, live, list, width, end_words[warp],
                 covering[warp]);
             store_entries(list, min(partial_num, width), width, zeros(), lane, WARP_THREADS);
         }

@@ -255,7 +255,7 @@ def columns_of(call: Call, check_form: Callable[..., int] = checks.check_columns
 def check_columns(call: Call, columns: Facts, row_num: int) -> None:
     """Read columns back and check that they are bounds of so many rows; waits."""
     host = call.read_back(columns, slice(0, None), "validate=True waits for the GPU")
-    checks.check_columns_values(host, row_num)
+    checks.check_columns_values(host.reshape(columns.shape), row_num)
 
 
 def _all_on_host(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskq_cupy import checks, plan, torch_ops
+from maskq_cupy import checks, plan, tokens, torch_ops
 from maskq_cupy.blocks import list_starts, slices_of, write_lists
 from maskq_cupy.columns import get_attn_mask_q
 from maskq_cupy.reference import Blocks
@@ -218,6 +218,11 @@ def tile_lists(
 ) -> tuple[torch.Tensor, Blocks]:
     """Return the columns as a tensor, and their lists as `block_mask` holds them."""
     if torch.compiler.is_compiling():
+        if width is not None and not columns.is_cuda:
+            raise ValueError(
+                "width must be None on the CPU, where compiled flex_attention reads lists as wide "
+                f"as there are tiles alone, got {width}"
+            )
         operator = torch.ops.maskq_cupy.blocks
         lists = operator(columns, q_token_num, block_size, width=width, all_partial=all_partial)
         return columns, Blocks(*lists)
@@ -266,6 +271,39 @@ def packed_block_mask(
     """
     columns = packed_columns(cu_seqlens_q, cu_seqlens_k, kv_token_num, rule)
     return block_mask(columns, q_token_num, block_size, width=width, refine=refine)
+
+
+def padded_block_mask(
+    attention_mask: Any,
+    *,
+    block_size: int | tuple[int, int] = 128,
+    width: int | tuple[int, int] | None = None,
+    refine: Callable[..., Any] | None = None,
+    **rule: Any,
+) -> ColumnsBlockMask:
+    """Return the BlockMask of a padded batch, ready for ``flex_attention``.
+
+    Args:
+        attention_mask: bool or of an int dtype, shape (b, L), a torch tensor on a GPU: 0 at
+            padding, which lies before or behind a batch row's tokens, or both.
+        block_size, width, refine: as in ``block_mask``.
+        **rule: as in ``packed_block_mask``; each batch row's tokens are a sequence.
+
+    Returns:
+        ColumnsBlockMask of shape (b, 1, L, L). Padding sees nothing and is seen by nobody.
+
+    Five launches on torch's current stream, six where batch rows are more than 16 KiB; no
+    synchronisation unless under ``validate=True``. Memory and errors are those of ``block_mask``.
+    """
+    mask, operators = attention_mask, torch.ops.maskq_cupy
+    if not torch.compiler.is_compiling():
+        mask = on_gpu(mask, "attention_mask")
+    batch, length = tokens.check_mask_form(_dtype(mask), mask.shape)
+    total = batch * length
+    cuts_q, cuts_k = operators.cu_seqlens_from_padding(mask)
+    columns = packed_columns(cuts_q, cuts_k, total, rule)
+    parts = operators.split_columns(columns, batch, total)
+    return block_mask(parts, length, block_size, width=width, refine=refine)
 
 
 def packed_columns(

@@ -69,14 +69,20 @@ def _rows_before(bound: np.ndarray, row_edges: np.ndarray, widths: np.ndarray) -
     return first_rows[:-1] + np.diff(row_edges)[:, None] * ends_below
 
 
+def _first_slice(columns: np.ndarray) -> np.ndarray:
+    """Return the columns (N, 2) that are drawn of columns (b, h, N, 2)."""
+    return columns[0, 0] if columns.ndim == 4 else columns
+
+
 def column_table(columns: np.ndarray, cu_seqlens_k: np.ndarray, most: int = 24) -> str:
     """Return the columns as a table in text, its middle left out beyond ``most`` columns.
 
     Args:
-        columns: int32, shape (N, 2), columns [LTS, UTE].
+        columns: int32, shape (N, 2), or (b, h, N, 2), of which the first slice is drawn.
         cu_seqlens_k: int32 or int64, shape (B + 1,). Padding columns have no sequence: ``-``.
         most: how many columns to print, 2 or more.
     """
+    columns = _first_slice(columns)
     total = len(columns)
     head, tail = (total, total) if total <= most else (most // 2, total - most // 2)
     lines = [f"{'column':>8}  {'sequence':>10}  {'LTS':>10}  {'UTE':>10}"]
@@ -104,13 +110,14 @@ def drawing(
     rows and keys are of different sequences; ``!`` where a pair is shown beyond the intervals.
 
     Args:
-        columns: int32, shape (N, 2), columns [LTS, UTE].
+        columns: int32, shape (N, 2), or (b, h, N, 2), of which the first slice is drawn.
         cu_seqlens_q: int32 or int64, shape (B + 1,) or longer.
         cu_seqlens_k: int32 or int64, shape (B + 1,).
         width: most characters in a line, 40 or more.
         height: most lines of cells and of the rules between sequences, 4 or more.
         beyond: what ``reference.excess_runs`` returns, to be marked.
     """
+    columns = _first_slice(columns)
     q, k = cu_seqlens_q[: len(cu_seqlens_k)], cu_seqlens_k
     row_num, column_num = int(q[-1]), len(columns)
     if not row_num or not column_num:
@@ -165,12 +172,13 @@ def tile_drawing(
     Where there are more tiles than fit, a character is several: ``+`` unless all are alike.
 
     Args:
-        columns: int32, shape (N, 2), columns [LTS, UTE].
+        columns: int32, shape (N, 2), or (b, h, N, 2), of which the first slice is drawn.
         q_token_num: number of query rows Q.
         block_size: (rows, columns) of a tile, or one int for both.
         width: most characters in a line of tiles, 40 or more.
         height: most lines of tiles.
     """
+    columns = _first_slice(columns)
     block_q, block_k = checks.check_block_size(block_size)
     states = _tile_states(columns, q_token_num, (block_q, block_k))
     if not states.size:
@@ -364,6 +372,7 @@ def save_png(
     point out. Raises ImportError without matplotlib, saying how to install it, and ValueError for a
     pack without rows or keys.
     """
+    columns = _first_slice(columns)
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator, StrMethodFormatter

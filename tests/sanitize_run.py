@@ -49,6 +49,9 @@ def main():
         if pack.kv_token_num and pack.kv_token_num < 10_000:
             row_num = int(pack.cu_seqlens_q[len(pack.cu_seqlens_k) - 1])
             maskq_cupy.to_blocks(found, row_num)
+            slices = cupy.stack([found, found[::-1]])[None]
+            needed = cupy.empty(2, np.int32)
+            maskq_cupy.to_blocks(slices, row_num, (16, 16), width=(3, 5), needed=needed)
             maskq_cupy.to_four_columns(found, row_num)
             maskq_cupy.to_dense(found, row_num)
         if pack.attn_mask_kv is not None:

@@ -416,6 +416,8 @@ def calls_with_holes_and_far_tiles():
             yield Call(columns, total, block_size, width)
             yield Call(columns, total, block_size, (width[0], 1), all_partial=True)
     yield Call(packs[0], total, (8, 1), (30, 2000))
+    # One tile more than there is room for, with holes between them.
+    yield Call(np.array([[1, 0], [5, 4], [9, 8]], np.int32), 9, (1, 3), (1, 2))
     # More column tiles than a group has.
     steps = np.arange(1100, dtype=np.int32) // 100
     yield Call(np.stack([steps + 3, steps], axis=1), 14, (1, 1), (300, 3))
@@ -698,7 +700,8 @@ def test_gpu_capture_without_rows_needs_no_scratch(cupy):
 @pytest.mark.parametrize(("change", "kind", "message"), BAD)
 def test_gpu_bad_arguments(cupy, change, kind, message):
     arguments = {"columns": COLUMNS, "q_token_num": 3} | change
-    arguments["columns"] = cupy.asarray(arguments["columns"])
+    for name in {"columns", "needed"} & arguments.keys():
+        arguments[name] = cupy.asarray(arguments[name])
     with pytest.raises(kind) as raised:
         maskq_cupy.to_blocks(**arguments)
     assert str(raised.value) == message

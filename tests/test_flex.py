@@ -760,3 +760,63 @@ def test_gpu_four_million_tokens_end_to_end(compiled):
         right = torch.autograd.grad(alone, own, upstream[:, :, part])
         for got, expected in zip((result, *gradients), (alone, *right), strict=True):
             torch.testing.assert_close(got[:, :, part], expected, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rule", [{}, {"window": (30, 0)}, {"causal": False}])
+def test_gpu_padded_batch_is_as_each_row_alone(compiled, rule):
+    """Padded left, right, both and not at all; forward and gradients, of tokens."""
+    length, places = 300, [(170, 300), (0, 200), (40, 299), (0, 300)]
+    at = torch.arange(length, device="cuda")
+    given = torch.stack([(at >= start) & (at < end) for start, end in places])
+    mask = flex.padded_block_mask(given.long(), **rule)
+    assert mask.shape == (4, 1, length, length)
+    inputs = [torch.randn(4, 2, length, 64, device="cuda", requires_grad=True) for _ in range(3)]
+    out = compiled(*inputs, block_mask=mask)
+    result, expected = [], []
+    for row, (start, end) in enumerate(places):
+        cu = [0, end - start]
+        columns = reference.get_attn_mask_q(cu, cu, **rule)
+        own = [x[row : row + 1, :, start:end] for x in inputs]
+        expected.append(attend_dense(*own, columns))
+        result.append(out[row : row + 1, :, start:end])
+    assert_same(torch.cat(result, dim=2), torch.cat(expected, dim=2), inputs)
+
+
+def test_padded_masks_are_refused_with_what_they_must_be():
+    pytest.importorskip("cupy")
+    with pytest.raises(TypeError, match="attention_mask must be on a GPU, got a tensor on cpu"):
+        flex.padded_block_mask(torch.ones(2, 5))
+
+
+def test_padded_mask_of_a_compiled_forward_is_the_references():
+    """On the CPU, where it is made of the operators while torch traces."""
+    pytest.importorskip("cupy")
+    given = torch.tensor([[0] * 130 + [1] * 170, [1] * 200 + [0] * 100])
+
+    def lists(attention_mask):
+        mask = flex.padded_block_mask(attention_mask, window=(60, 0))
+        return [getattr(mask, name) for name in reference.Blocks._fields]
+
+    made = torch.compile(lists, backend="aot_eager", fullgraph=True)(given)
+    cu = reference.cu_seqlens_from_padding(given.numpy())
+    columns = reference.get_attn_mask_q(*cu, kv_token_num=600, window=(60, 0))
+    expected = reference.to_blocks(reference.split_columns(columns, 2, 600), 300)
+    for name, got, array in zip(reference.Blocks._fields, made, expected, strict=True):
+        np.testing.assert_array_equal(got, array, err_msg=name)
+
+
+def test_narrow_lists_are_refused_in_a_compiled_forward_on_the_cpu():
+    """torch gives the refused call up to Python, which takes no columns on the CPU."""
+    pytest.importorskip("cupy")
+    columns = torch.zeros(300, 2, dtype=torch.int32)
+    for width in (None, 2):
+        made = torch.compile(
+            lambda given, w=width: flex.block_mask(given, 300, width=w).kv_indices,
+            backend="aot_eager",
+        )
+        if width is None:
+            assert made(columns).shape == (1, 1, 3, 3)
+            continue
+        with pytest.raises(TypeError, match="columns must be on a GPU"):
+            made(columns)

@@ -64,6 +64,29 @@ def test_slices_are_each_alone(form, lead):
         np.testing.assert_array_equal(result[at], form(slices[at], 45), strict=True)
 
 
+def wrong_slices():
+    """Return columns of which one reaches past the 45 rows, and what is said of it."""
+    slices = np.zeros((2, 3, 40, 2), np.int32)
+    slices[1, 2, 7] = 46, 3
+    bounds = r"columns must have 0 <= UTE <= LTS <= q_token_num = 45, got \[LTS, UTE\] = \[46, 3\]"
+    return slices, rf"^{bounds} of column 7 of slice \(1, 2\)$"
+
+
+@pytest.mark.parametrize("name", ["to_four_columns", "to_dense", "to_blocks"])
+def test_slices_are_validated(name):
+    slices, message = wrong_slices()
+    with pytest.raises(ValueError, match=message):
+        getattr(reference, name)(slices, 45, validate=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["to_four_columns", "to_dense", "to_blocks"])
+def test_gpu_slices_are_validated(cupy, name):
+    slices, message = wrong_slices()
+    with pytest.raises(ValueError, match=message):
+        getattr(maskq_cupy, name)(cupy.asarray(slices), 45, validate=True)
+
+
 def test_dense_refuses_more_than_its_limit():
     columns = np.zeros((2**20, 2), np.int32)
     message = r"1025 rows x 1048576 columns is 1074790400 bytes, above limit=1073741824"

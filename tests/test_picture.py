@@ -139,6 +139,19 @@ row  0 3 6
 #: full, +: partial, .: empty"""
 
 
+def test_first_slice_is_drawn():
+    """Of columns (b, h, N, 2)."""
+    cu = np.array([0, 6, 15])
+    columns = reference.get_attn_mask_q(cu, cu)
+    slices = np.stack([columns, 0 * columns, 0 * columns, 0 * columns]).reshape(2, 2, 15, 2)
+    for draw in (
+        lambda c: picture.column_table(c, cu),
+        lambda c: picture.drawing(c, cu, cu),
+        lambda c: picture.tile_drawing(c, 15, (2, 3)),
+    ):
+        assert draw(slices) == draw(columns) != draw(slices[1:])
+
+
 def test_tile_drawing_of_the_worked_example():
     columns, _, _ = pack([3, 2], [3, 4])
     drawing = picture.tile_drawing(columns, 5, (2, 3))

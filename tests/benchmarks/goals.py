@@ -119,6 +119,33 @@ def over_fill_of_lists(runs, n):
     return ratio(runs.us("to_blocks", n=n), fill, f"N = {tokens(n)}")
 
 
+def narrow_over_fill(runs):
+    return largest(
+        ratio(run["us"], runs.us("fill of narrow lists", n=run["n"], case=run["case"]), place(run))
+        for run in runs.of("narrow lists")
+        if run["case"] != "mixed"
+    )
+
+
+def narrow_growth(runs):
+    """Return how much more a token takes at 16 M than at 1 M."""
+    return largest(
+        ratio(run["us"] / 16, runs.us("narrow lists", n=MIB, case=run["case"]), place(run))
+        for run in runs.of("narrow lists", n=16 * MIB)
+    )
+
+
+def narrow_memory(runs):
+    return largest(
+        Ratio(run["held_bytes"] * 1e-9, place(run)) for run in runs.of("narrow lists", n=16 * MIB)
+    )
+
+
+def mixed_over_full_width(runs):
+    full = runs.us("full lists", n=MIB, case="mixed")
+    return ratio(runs.us("narrow lists", n=MIB, case="mixed"), full, f"N = {tokens(MIB)}")
+
+
 def over_create_block_mask(runs, n, fact, what):
     """Return how many times ours torch's compiled create_block_mask takes, by a fact of its run."""
     for theirs in runs.of("create_block_mask, compiled", n=n):
@@ -220,7 +247,11 @@ def goals(runs):
         Goal("G9", "first call, cold cache", 2, first_call(runs, "cold"), unit=" s"),
         Goal("G10", "scratch memory of rules", 0, rule_scratch(runs), unit=" B"),
         Goal("G10", "scratch of intervals beyond 8 Q", 16384, scratch(runs), unit=" B"),
-        Goal("tiles", "`to_blocks` over a fill of its lists", 3, over_fill_of_lists(runs, n)),
+        Goal("tiles", "`to_blocks` over a fill of its lists", 2.6, over_fill_of_lists(runs, n)),
+        Goal("narrow", "lists of documents up to 32 K, over a fill", 3, narrow_over_fill(runs)),
+        Goal("narrow", "time a token at 16 M over at 1 M", 1.3, narrow_growth(runs)),
+        Goal("narrow", "columns, lists and scratch at 16 M", 1.5, narrow_memory(runs), unit=" GB"),
+        Goal("narrow", "other columns, over full width", 1, mixed_over_full_width(runs)),
         Goal("tiles", "`create_block_mask`, compiled, over ours, on the GPU", 500,
              over_create_block_mask(runs, n, "us", "to_blocks"), "≥"),
         Goal("tiles", "the same in wall time", 200,
