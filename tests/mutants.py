@@ -353,7 +353,7 @@ MUTANTS = [
     Mutant(NARROW, "if ((unsigned)list[middle] < base) lo", "if ((unsigned)list[middle] <= base) lo", "bound"),
     Mutant(NARROW, "partial = live_bits(tile, window.first)", "partial = 0", "cut"),
     Mutant(NARROW, "listed.partials[i] += ", "listed.partials[i] = ", "carry"),
-    Mutant(NARROW, "if (++held < WARPS) continue;", "++held;", "carry"),
+    Mutant(NARROW, "if (held == warp) {", "if (warp == 0) {", "carry"),
     Mutant(NARROW, "columns += (unsigned long long)slice * column_num;\n        unsigned first", "unsigned first", "slice"),
     Mutant(NARROW, "bool may_be_full = end - first == block_k && ", "bool may_be_full = ", "ragged"),
     Mutant(NARROW, "listed.list + listed.start(i), min(partials, width)", "listed.list + listed.start(i), partials", "room", "address"),
