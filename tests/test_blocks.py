@@ -518,8 +518,10 @@ def test_gpu_narrow_lists_are_those_of_full_width(cupy, rule):
     longest = int(cupy.diff(cu).max())
     width = maskq_cupy.blocks_width(longest, causal=rule.get("causal", True))
     mixed = columns.reshape(-1, 64, 2)[rng.permutation(tokens // 64)].reshape(-1, 2)
-    for given, room in ((columns, width), (cupy.ascontiguousarray(mixed), (1100, 700))):
+    for given, room in ((columns, width), (cupy.ascontiguousarray(mixed), None)):
         whole = maskq_cupy.to_blocks(given, tokens)
+        if room is None:  # as much as these columns need
+            room = tuple(max(int(whole[i].max()), int(whole[i + 2].max())) for i in (0, 4))
         narrow = maskq_cupy.to_blocks(given, tokens, width=room, validate=True)
         for field, array in whole._asdict().items():
             cut = getattr(narrow, field)

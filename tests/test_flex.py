@@ -663,12 +663,13 @@ def test_gpu_narrow_lists_give_the_bits_of_full_width(compiled, causal, query_ro
         width = (n // 128 // 2, 1)
     inputs = queries_keys_values(rows, n, "cuda")
     results = []
-    for room in (None, width):
+    # The second widths are compiled anew, perhaps to other sums: what is compared comes after both.
+    for room in (None, width, None, width):
         mask = flex.packed_block_mask(q, k, rows, n, causal=causal, width=room)
         out = compiled(*inputs, block_mask=mask)
         torch.manual_seed(1)
         results.append((out, *torch.autograd.grad(out, inputs, torch.randn_like(out))))
-    for whole, narrow in zip(*results, strict=True):
+    for whole, narrow in zip(*results[2:], strict=True):
         assert torch.equal(whole, narrow)
 
 
