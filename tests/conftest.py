@@ -3,6 +3,7 @@
 import functools
 import importlib
 import importlib.util
+import sys
 
 import pytest
 from on_cpu import emulator
@@ -88,3 +89,12 @@ def second(cupy):
     if cupy.cuda.runtime.getDeviceCount() < 2:
         pytest.skip("one GPU")
     return cupy.cuda.Device(1)
+
+
+@pytest.fixture(autouse=True)
+def _pool_is_emptied(request):
+    """Give back what a test on a GPU left in CuPy's pool, which torch cannot use."""
+    yield
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and request.node.get_closest_marker("gpu"):
+        cupy.get_default_memory_pool().free_all_blocks()

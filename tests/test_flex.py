@@ -643,10 +643,10 @@ def test_gpu_in_a_graph_of_torch():
 
 
 def long_pack(tokens=131072, document=3000):
-    """Return cu_seqlens of documents of up to so many tokens."""
+    """Return cu_seqlens of documents of up to so many tokens, but the last; and the longest."""
     lengths = np.random.default_rng(0).integers(1, document + 1, 2 * tokens // document + 1)
-    cut = np.minimum(cuts(lengths), tokens)
-    return np.append(cut, tokens).astype(np.int32), document
+    cut = np.append(np.minimum(cuts(lengths), tokens), tokens).astype(np.int32)
+    return cut, int(np.diff(cut).max())
 
 
 @pytest.mark.gpu

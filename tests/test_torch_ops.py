@@ -503,6 +503,7 @@ def test_gpu_on_a_side_stream_of_torch(name):
         given[0].zero_()
         for result, array in zip(results, expected, strict=True):
             np.testing.assert_array_equal(result.cpu(), array)
+    torch.cuda.synchronize()  # the memory that the stream writes is free from here on
 
 
 @pytest.mark.gpu
