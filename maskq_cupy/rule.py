@@ -49,7 +49,8 @@ def resolve_rule(
 
     Raises ValueError or TypeError where they contradict each other or are malformed.
     """
-    is_plain = causal is True and window is None and num_sink_tokens == 0
+    has_no_sinks = type(num_sink_tokens) is int and num_sink_tokens == 0
+    is_plain = causal is True and window is None and has_no_sinks
     is_unmodified = align == "bottom_right" and causal_block is None and chunk_size is None
     if is_plain and is_unmodified and not (spans_given and intervals_given):
         return CAUSAL

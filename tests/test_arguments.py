@@ -86,6 +86,8 @@ RULES = [
      "window must be (left, right), two ints >= -1, got (1, 0, 0)"),
     ({"window": (-2, 0)}, ValueError, "window[0] must be an int >= -1, got -2"),
     ({"window": (1, 0.5)}, TypeError, "window[1] must be an int >= -1, got 0.5"),
+    ({"num_sink_tokens": 0.0}, TypeError, "num_sink_tokens must be an int >= 0, got 0.0"),
+    ({"num_sink_tokens": False}, TypeError, "num_sink_tokens must be an int >= 0, got False"),
     ({"window": (1, 2)}, ValueError,
      "window=(left, right) must have right -1 or 0 under causal=True, got (1, 2)"),
     ({"num_sink_tokens": 4}, ValueError,
