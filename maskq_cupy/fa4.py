@@ -117,7 +117,7 @@ def arguments(
     """
     tensor = flex.on_gpu(columns, "columns")
     row_num = checks.check_int(q_token_num, "q_token_num")
-    capability = torch.cuda.get_device_capability(tensor.device)
+    capability = _capability(tensor.device)
     size = block_size(head_dim, capability, head_dim_v, backward)
     if deterministic:
         tiles = plan.tile_grid(row_num, tensor.shape[-2], size)
@@ -241,11 +241,7 @@ def _of_lists(
     deterministic: bool,
 ) -> Arguments:
     """Return the arguments that hold these lists, of tiles of that size."""
-    _warn_of_versions()
-    from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
-
-    from maskq_cupy.fa4_mask import mask_mod
-
+    BlockSparseTensorsTorch, mask_mod = _flash_attention()
     by_row = BlockSparseTensorsTorch(
         lists.kv_num_blocks, lists.kv_indices, lists.full_kv_num_blocks, lists.full_kv_indices,
         block_size=size,
@@ -278,14 +274,30 @@ def _of_lists(
 
 def _broadcast(columns: torch.Tensor) -> torch.Tensor:
     """Return columns that the kernel may ask for any batch row and head that they stand for."""
-    if columns.dim() == 2 or columns.shape[:2] == (1, 1):
-        return columns.view(columns.shape[-2:])
+    if columns.dim() == 2:
+        return columns
+    if columns.shape[:2] == (1, 1):
+        return columns[0, 0]
     # A stride of 0, which a size of 1 does not keep on its way to the kernel, a size of 2 does. No
     # kernel reads the sizes.
     return columns.expand(*(2 if n == 1 else n for n in columns.shape[:2]), -1, -1)
 
 
+# Both take some microseconds each time that they are asked.
+_capability = functools.cache(torch.cuda.get_device_capability)
+
+
 @functools.cache
+def _flash_attention() -> tuple[Any, Any]:
+    """Return the kernel's type of lists, and our mask as it compiles it."""
+    _warn_of_versions()
+    from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
+
+    from maskq_cupy.fa4_mask import mask_mod
+
+    return BlockSparseTensorsTorch, mask_mod
+
+
 def _warn_of_versions() -> None:
     """Say once where FlashAttention-4 is not of the versions that the tests ran with."""
     try:
@@ -298,7 +310,7 @@ def _warn_of_versions() -> None:
     if found != TESTED:
         tested, now = (", ".join(map(" ".join, pairs.items())) for pairs in (TESTED, found))
         message = f"maskq_cupy.fa4 was tested with {tested}; found {now}"
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=5)
 
 
 def _check_deterministic(

@@ -106,7 +106,9 @@ def calls(monkeypatch):
     for module in (package, cute, sparsity, mask):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(fa4, "version", fa4.TESTED.__getitem__)
-    return seen
+    fa4._flash_attention.cache_clear()
+    yield seen
+    fa4._flash_attention.cache_clear()
 
 
 @pytest.fixture
@@ -119,8 +121,7 @@ def on_cpu(monkeypatch, calls):
 
     monkeypatch.setattr(fa4.flex, "on_gpu", lambda tensor, name: tensor)
     monkeypatch.setattr(fa4.flex, "tile_lists", tile_lists)
-    capability = lambda device: HOPPER  # noqa: E731
-    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    monkeypatch.setattr(fa4, "_capability", lambda device: HOPPER)
     return calls
 
 
@@ -193,7 +194,7 @@ def test_columns_are_broadcast_by_a_stride_of_0(form, shape, stride):
 
 
 def test_other_versions_are_told_once(on_cpu, monkeypatch):
-    fa4._warn_of_versions.cache_clear()
+    fa4._flash_attention.cache_clear()
     monkeypatch.setattr(fa4, "version", lambda name: "9.9")
     expected = f"tested with flash-attn-4 {fa4.TESTED['flash-attn-4']}, .*; found flash-attn-4 9"
     with pytest.warns(UserWarning, match=expected) as caught:
@@ -202,14 +203,14 @@ def test_other_versions_are_told_once(on_cpu, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fa4.arguments(columns_of_two(), Q, 64)
-    fa4._warn_of_versions.cache_clear()
+    fa4._flash_attention.cache_clear()
 
 
 def test_without_flash_attention_the_extra_is_named(on_cpu, monkeypatch):
     def missing(name):
         raise PackageNotFoundError(name)
 
-    fa4._warn_of_versions.cache_clear()
+    fa4._flash_attention.cache_clear()
     monkeypatch.setattr(fa4, "version", missing)
     for _ in range(2):
         with pytest.raises(ImportError, match=r"needs FlashAttention-4: pip install .*\[fa4\]"):
@@ -482,7 +483,7 @@ def test_deterministic_is_for_blackwell_and_whole_lists(on_cpu, monkeypatch):
     columns = columns_of_two()
     with pytest.raises(ValueError, match=r"deterministic must be False off sm_10x.*True on sm_90"):
         fa4.arguments(columns, Q, 64, deterministic=True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: BLACKWELL)
+    monkeypatch.setattr(fa4, "_capability", lambda device: BLACKWELL)
     with pytest.raises(ValueError, match="deterministic must be False without a backward pass"):
         fa4.arguments(columns, Q, 64, deterministic=True, backward=False)
     for width in (1, (3, 4), (4, 1)):
