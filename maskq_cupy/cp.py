@@ -14,6 +14,16 @@ import numpy as np
 from maskq_cupy import checks, host
 from maskq_cupy.rule import INT32_MAX, Rule, resolve_rule
 
+__all__ = [
+    "SCHEMES",
+    "TILE",
+    "chunk_rows",
+    "chunks_of",
+    "cp_chunks",
+    "gathered_keys",
+    "rows_below",
+]
+
 TILE = 128  # rows, and keys, of the tiles in which work is counted
 SCHEMES = ("contiguous", "zigzag", "per_sequence", "balanced")
 

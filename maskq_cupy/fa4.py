@@ -9,12 +9,21 @@ Made once, the arguments serve every layer of a step. On torch's current stream,
 import functools
 import warnings
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 
 from maskq_cupy import checks, flex, plan
 from maskq_cupy.reference import Blocks
+
+__all__ = [
+    "Arguments",
+    "arguments",
+    "attention",
+    "block_size",
+    "dq_write_order",
+    "packed_arguments",
+]
 
 # What the tests ran with. Tiles, and what is refused, are facts of these versions.
 TESTED = {"flash-attn-4": "4.0.0b36", "nvidia-cutlass-dsl": "4.8.1"}
@@ -157,6 +166,12 @@ def packed_arguments(
     )  # fmt: skip
 
 
+@overload
+def attention(
+    q: Any, k: Any, v: Any, arguments: Arguments, *, return_lse: Literal[True], **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def attention(q: Any, k: Any, v: Any, arguments: Arguments, **options: Any) -> torch.Tensor: ...
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def attention(q: Any, k: Any, v: Any, arguments: Arguments, **options: Any) -> Any:
     """Return the attention of queries to keys and values, by FlashAttention-4 with our lists.

@@ -1,15 +1,37 @@
 """FlashMask's ``startend_row_indices`` and lists from columns, as tensors of torch or Paddle."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from maskq_cupy.checks import check_int, form_error
 from maskq_cupy.reference import Blocks
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "forward_lists",
+    "startend_row_indices",
+]
+
+Tensor = TypeVar("Tensor")
 
 # What FlashMask's kernel for sm_90 reads of a listed tile: its number, and whether to mask pairs.
 _IS_PARTIAL = 1 << 30
 
 
+@overload
+def startend_row_indices(
+    columns: Any, heads: int | None = None, *, framework: Literal["torch"]
+) -> "torch.Tensor": ...
+@overload
+def startend_row_indices(
+    columns: Tensor, heads: int | None = None, *, framework: None = None
+) -> Tensor: ...
+@overload
+def startend_row_indices(
+    columns: Any, heads: int | None = None, *, framework: Literal["paddle"]
+) -> Any: ...
 def startend_row_indices(
     columns: Any, heads: int | None = None, *, framework: str | None = None
 ) -> Any:

@@ -18,6 +18,17 @@ from maskq_cupy.columns import get_attn_mask_q
 from maskq_cupy.reference import Blocks
 from maskq_cupy.torch_ops import current_stream
 
+__all__ = [
+    "ColumnsBlockMask",
+    "MaskMod",
+    "RefinedMaskMod",
+    "as_block_mask",
+    "block_mask",
+    "mask_mod",
+    "packed_block_mask",
+    "padded_block_mask",
+]
+
 
 class MaskMod:
     """The function of (b, h, q_idx, kv_idx) by which FlexAttention asks for single pairs.

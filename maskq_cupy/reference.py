@@ -9,14 +9,38 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskq_cupy import checks, cp, forest, host
-from maskq_cupy.reference_cu_seqlens import CuSeqlens as CuSeqlens
-from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_ids as cu_seqlens_from_ids
-from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_padding as cu_seqlens_from_padding
-from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_positions as cu_seqlens_from_positions
-from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_slots as cu_seqlens_from_slots
-from maskq_cupy.reference_cu_seqlens import spans_from_ids as spans_from_ids
-from maskq_cupy.reference_cu_seqlens import split_columns as split_columns
+from maskq_cupy.reference_cu_seqlens import (
+    CuSeqlens,
+    cu_seqlens_from_ids,
+    cu_seqlens_from_padding,
+    cu_seqlens_from_positions,
+    cu_seqlens_from_slots,
+    spans_from_ids,
+    split_columns,
+)
 from maskq_cupy.rule import CAUSAL, INT32_MAX, Rule, resolve_rule
+
+__all__ = [
+    "Blocks",
+    "CuSeqlens",
+    "TreeOrder",
+    "blocks_width",
+    "cu_seqlens_from_ids",
+    "cu_seqlens_from_padding",
+    "cu_seqlens_from_positions",
+    "cu_seqlens_from_slots",
+    "excess_pairs",
+    "get_attn_mask_q",
+    "needed_keys",
+    "shard_columns",
+    "spans_from_ids",
+    "split_columns",
+    "to_blocks",
+    "to_dense",
+    "to_four_columns",
+    "tree_attn_mask_q",
+    "tree_order",
+]
 
 DENSE_LIMIT = 2**30  # pairs, a byte each, of a dense mask unless the caller allows more
 

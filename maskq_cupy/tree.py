@@ -5,6 +5,7 @@ from typing import Any
 from maskq_cupy import plan
 from maskq_cupy.call import Call
 from maskq_cupy.pack import asked_column_num, flags_of, pack_of, stride
+from maskq_cupy.typed import Out
 
 
 def tree_attn_mask_q(
@@ -14,11 +15,11 @@ def tree_attn_mask_q(
     kv_token_num: int | None = None,
     *,
     full: Any = None,
-    out: Any = None,
+    out: Out | None = None,
     scratch: Any = None,
     stream: Any = None,
     validate: bool = False,
-) -> Any:
+) -> Out:
     """Return, for each key column of a packed forest of segments, the rows that see it.
 
     A row sees its own segment's keys up to the diagonal (bottom-right aligned), and all keys of the
