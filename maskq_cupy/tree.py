@@ -46,7 +46,8 @@ def tree_attn_mask_q(
 
     Returns:
         int32 cupy.ndarray, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c
-        is shown to exactly the rows ``[UTE, LTS)``; or ``out``. It is what the rows see, exactly.
+        is shown to exactly the rows ``[UTE, LTS)``; or ``out``. The columns of a tree are
+        always exact.
 
     One launch, two where segments are more than 16,384; O(N + B) work, and more for subtrees of
     more than 64 segments: a block of columns that has some of one reads the parents behind it, or,
