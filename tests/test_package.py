@@ -61,7 +61,7 @@ def wheel(built):
     return next(file for name, file in built.items() if name.endswith(".whl"))
 
 
-@pytest.fixture(scope="module", params=[".whl", ".tar.gz"])
+@pytest.fixture(scope="module", params=[".whl", pytest.param(".tar.gz", marks=pytest.mark.slow)])
 def clean_python(built, tmp_path_factory, request):
     """The interpreter of an environment with the wheel or the sdist, and what it requires."""
     folder = tmp_path_factory.mktemp("clean")
