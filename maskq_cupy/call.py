@@ -1,12 +1,12 @@
 """One call: its arrays, its device, its streams; results, scratch memory and launches.
 
-    with Call({"columns": columns}, out=out, stream=stream) as call:
-        ...                                           # checks, of the facts in call.inputs
-        four = call.result("int32", 16, (n, 4))       # the address of out, or of a new array
-        call.run(plan.four_columns_launch(...))
-        return call.out
+    call = Call({"columns": columns}, out=out, stream=stream)
+    ...                                           # checks, of the facts in call.inputs
+    four = call.result("int32", 16, (n, 4))       # the address of out, or of a new array
+    call.run(plan.four_columns_launch(...))
+    return call.out
 
-Inside, the arrays' device is the current one.
+Its methods do their work on the arrays' device, whichever is the current one.
 """
 
 import math
@@ -17,7 +17,7 @@ import numpy as np
 
 from maskq_cupy import checks, compiler, gpu, streams
 from maskq_cupy.compiler import Launch
-from maskq_cupy.facts import Facts, facts_of, facts_on_gpu
+from maskq_cupy.facts import Facts, facts_of, facts_on_gpu, on_host_error
 
 _NONE: dict[str, Any] = {}  # of what a call has none of; never written to
 
@@ -33,7 +33,7 @@ class Call:
     # Slots, and no helpers: a call on CuPy's arrays takes 10 us in all, of which this is a tenth.
     __slots__ = (
         *("named", "inputs", "targets", "out", "device"),
-        *("_launch", "_current", "_given", "_in_order", "_device_before", "_kept"),
+        *("_launch", "_current", "_in_order", "_kept"),
     )
 
     def __init__(
@@ -42,11 +42,10 @@ class Call:
         out: Any = None,
         scratch: Any = None,
         stream: Any = None,
-        device_before: int | None = None,
     ) -> None:
         """inputs: by the names of the arguments, a dict that is the call's from now on; out: an
         array, or a dict of some by name."""
-        self.out, self._device_before = out, device_before
+        self.out = out
         self.device = device = gpu.current_device()
         current = gpu.get_current_stream(device).ptr
         if current == 1:
@@ -55,66 +54,47 @@ class Call:
         if stream is not None:
             launch = streams.launch_stream(stream)
         self._launch = launch
-        self.named = self.targets = _NONE
-        given: list[Facts] = []
-        before: Any = inputs  # none of the values
-        for name, value in inputs.items():
-            if value is not before:  # cu_seqlens_q is often cu_seqlens_k too, and read once then
-                facts = facts_of(value, name, launch, current)
-                if facts is None:
-                    self.named, inputs = _all_on_host(inputs), {}
-                    break
-                before = value
-                given.append(facts)
-            inputs[name] = facts
-        self.inputs, self._given = inputs, given
+        self.named, self.inputs, self.targets = _NONE, inputs, _NONE
         if scratch is not None or type(out) is dict:
-            self._find_targets(scratch)
+            self.targets = _named_targets(out, scratch)
         elif out is not None:
-            facts = facts_on_gpu(out, "out", launch, current)
-            self.targets = {"out": facts}
-            given.append(facts)
-        in_order = launch == current
-        for facts in given:
-            if facts.device != device:
-                return self._begin_on_device_of_arrays(scratch, stream)
-            if facts.stream != launch:
-                in_order = False
+            self.targets = {"out": out}
+        in_order, is_here = launch == current, True
+        for arrays in (inputs, self.targets):
+            before: Any = arrays  # none of the values
+            for name, value in arrays.items():
+                if value is not before:  # cu_seqlens_q is often cu_seqlens_k too: read once then
+                    facts = facts_of(value, name, launch, current)
+                    if facts is None:
+                        if arrays is not inputs:
+                            raise on_host_error(value, name)
+                        self.named, self.inputs = _all_on_host(inputs), {}
+                        break
+                    before = value
+                    if facts.stream != launch:
+                        in_order = False
+                    if facts.device != device:
+                        is_here = False
+                arrays[name] = facts
         self._in_order = in_order
+        if not is_here:
+            return self._begin_elsewhere(scratch, stream)
         if stream is not None:
             streams.check_stream(launch)
 
-    def _find_targets(self, scratch: Any) -> None:
-        out, targets = self.out, {}
-        if out is not None:
-            targets = dict(out) if type(out) is dict else {"out": out}
-        if scratch is not None:
-            targets["scratch"] = scratch
-        for name in targets:
-            targets[name] = facts = facts_on_gpu(targets[name], name, self._launch, self._current)
-            self._given.append(facts)
-        self.targets = targets
-
-    def _begin_on_device_of_arrays(self, scratch: Any, stream: Any) -> None:
-        """Make the arrays' device the current one, and begin again: frameworks ask what it is."""
-        devices = {facts.device for facts in self._given}
+    def _begin_elsewhere(self, scratch: Any, stream: Any) -> None:
+        """Begin again where the arrays' device is the current one: frameworks ask what it is."""
+        devices = {facts.device for facts in self._given()}
         if len(devices) > 1:
             raise ValueError(f"all arrays must be on one GPU, got devices {sorted(devices)}")
         before = self.device
         inputs = self.named or {name: facts.value for name, facts in self.inputs.items()}
         gpu.runtime.setDevice(devices.pop())
         try:
-            Call.__init__(self, inputs, self.out, scratch, stream, before)
-        except BaseException:
+            Call.__init__(self, inputs, self.out, scratch, stream)
+        finally:
             gpu.runtime.setDevice(before)
-            raise
-
-    def __enter__(self) -> "Call":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._device_before is not None:
-            gpu.runtime.setDevice(self._device_before)
+        self.__class__ = _CallElsewhere
 
     def forbid_in_capture(self, reason: str) -> None:
         """Raise, with the reason, if the launch stream is recording a graph."""
@@ -134,13 +114,19 @@ class Call:
             start, end = end, end + part.size
             self.inputs[name] = facts_on_gpu(memory[start:end], name, self._launch, self._launch)
 
-    def result(self, dtype: str, alignment: int, *shapes: tuple[int, ...]) -> int:
+    def result(
+        self, dtype: str, alignment: int, shape: tuple[int, ...], lead: Sequence[int] | None = None
+    ) -> int:
         """Return the address to write the result to: of `out`, or else of a new array.
 
-        `out` has one of the shapes, a new array the first.
+        lead: the columns' (b, h) before the shape, or () of columns without; of one slice `out` may
+        have them or not. None where it has that shape alone.
         """
         if self.out is None:
-            return self._new(dtype, shapes[0])
+            return self._new(dtype, (*lead, *shape) if lead else shape)
+        shapes = [(*lead, *shape) if lead else shape]
+        if lead is not None and math.prod(lead) == 1:
+            shapes.append(shape if lead else (1, 1, *shape))
         checks.check_target_form("out", self.targets["out"], dtype, shapes)
         return self.target("out", alignment)
 
@@ -175,7 +161,7 @@ class Call:
         if "scratch" in self.targets:
             memory = self.targets["scratch"]
             checks.check_scratch(memory, nbytes)
-            checks.forbid_overlap("scratch", memory, self._given)
+            checks.forbid_overlap("scratch", memory, self._given())
             return memory.pointer
         if nbytes == 0:
             return 0
@@ -212,28 +198,68 @@ class Call:
 
         ``zeroed`` are pointers and bytes of memory that is set to 0 before the launches.
         """
-        device, stream = self.device, self._launch
+        stream, kernels = self._launch, compiler.loaded[self.device]
         for launch in launches:
-            if device not in compiler.kernel(launch[0]).pointers:
+            if launch[0] not in kernels:
                 self._load(launch[0])
         if not self._in_order:
             streams.wait_for_producers(stream, self._producers())
         for pointer, nbytes in zeroed:
             gpu.runtime.memsetAsync(pointer, 0, nbytes, stream)
         for name, grid, arguments, overlap in launches:
-            compiler.kernel(name).launch(device, stream, grid, arguments, overlap)
+            kernels[name].launch(stream, grid, arguments, overlap)
         if not self._in_order:
-            held = [(a.value, a.kept) for a in self._given if a.stream is None]
+            held = [(a.value, a.kept) for a in self._given() if a.stream is None]
             streams.release_to_producers(stream, self._producers() | {self._current}, held)
 
     def _load(self, name: str) -> None:
         self.forbid_in_capture(
             "a kernel is compiled at its first use: call maskq_cupy.warm_up() before"
         )
-        compiler.kernel(name).load(self.device)
+        compiler.load(name, self.device)
 
     def _producers(self) -> set[int]:
-        return {array.stream for array in self._given if array.stream is not None}
+        return {array.stream for array in self._given() if array.stream is not None}
+
+    def _given(self) -> list[Facts]:
+        return [*self.inputs.values(), *self.targets.values()]
+
+
+def _named_targets(out: Any, scratch: Any) -> dict[str, Any]:
+    """Return the arrays to write by name: `out` is one, some by name, or None."""
+    targets = dict(out) if type(out) is dict else {} if out is None else {"out": out}
+    if scratch is not None:
+        targets["scratch"] = scratch
+    return targets
+
+
+def _on_its_device(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the method of a call, with the call's device the current one while it runs."""
+
+    def step(self: Call, *arguments: Any, **named: Any) -> Any:
+        before = gpu.runtime.getDevice()
+        gpu.runtime.setDevice(self.device)
+        try:
+            return method(self, *arguments, **named)
+        finally:
+            gpu.runtime.setDevice(before)
+
+    return step
+
+
+class _CallElsewhere(Call):
+    """A call on another device than the current one."""
+
+    __slots__ = ()
+    forbid_in_capture = _on_its_device(Call.forbid_in_capture)
+    upload = _on_its_device(Call.upload)
+    result = _on_its_device(Call.result)
+    columns = _on_its_device(Call.columns)
+    scratch = _on_its_device(Call.scratch)
+    allocate = _on_its_device(Call.allocate)
+    read_back = _on_its_device(Call.read_back)
+    download = _on_its_device(Call.download)
+    run = _on_its_device(Call.run)
 
 
 def columns_of(call: Call, check_form: Callable[..., int] = checks.check_columns_form) -> Facts:

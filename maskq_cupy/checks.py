@@ -103,6 +103,8 @@ def is_int(value: object) -> bool:
 
 def check_block_size(block_size: object) -> tuple[int, int]:
     """Require one or two ints of at least 1; return (rows, columns) of a tile."""
+    if type(block_size) is int and 1 <= block_size <= INT32_MAX:
+        return block_size, block_size
     sizes = block_size if isinstance(block_size, (tuple, list)) else (block_size, block_size)
     if len(sizes) != 2:
         raise ValueError(f"block_size must be an int or (rows, columns), got {block_size!r}")

@@ -90,19 +90,20 @@ def get_attn_mask_q(
         named["attn_mask_kv"] = attn_mask_kv
     if spans is not None:
         named["spans"] = spans
-    with Call(named, out, scratch, stream) as call:
-        column_num = asked_column_num(call, kv_token_num)
-        cuts, intervals, n = pack_of(call, column_num, validate)
-        if validate and intervals is not None:
-            check_excess(call, cuts, intervals)
-        columns = call.columns(n)
-        if n == 0:
-            return call.out
-        if intervals is None:
-            call.run(plan.rule_launch(cuts, rule, columns, n, spans_of(call)))
-        elif intervals.row_num:
-            memory = call.scratch(plan.scratch_nbytes(intervals.row_num))
-            call.run(*plan.interval_launches(cuts, intervals, columns, n, memory))
-        else:
-            call.run(zeroed=[(columns, 8 * n)])  # without rows every column is (0, 0)
+    call = Call(named, out, scratch, stream)
+    column_num = asked_column_num(call, kv_token_num)
+    cuts, intervals, n = pack_of(call, column_num, validate)
+    if validate and intervals is not None:
+        check_excess(call, cuts, intervals)
+    columns = call.columns(n)
+    if n == 0:
         return call.out
+    if intervals is None:
+        of_spans = plan.NO_SPANS if spans is None else spans_of(call)
+        call.run(plan.rule_launch(cuts, rule, columns, n, of_spans))
+    elif intervals.row_num:
+        memory = call.scratch(plan.scratch_nbytes(intervals.row_num))
+        call.run(*plan.interval_launches(cuts, intervals, columns, n, memory))
+    else:
+        call.run(zeroed=[(columns, 8 * n)])  # without rows every column is (0, 0)
+    return call.out

@@ -8,6 +8,7 @@ import ctypes
 import re
 import struct
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -180,39 +181,24 @@ _PROGRAMMATIC_STREAM_SERIALIZATION = 6
 
 
 class Kernel:
-    """A kernel, loaded for each device at its first use there.
+    """A kernel, loaded for a device.
 
     Launches with its parameters packed into one buffer a thread: `RawKernel.__call__` wraps every
     argument in an object, which costs more than the launch.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._file, (_, form) = kernels()[name]
+    def __init__(self, function: Any, form: str, device: int) -> None:
+        """function: CuPy's, for the device; form: of the kernel's signature."""
+        self._function = function  # keeps its module loaded
+        self._pointer: int = function.ptr
+        self._device = device
         self._packer = struct.Struct(form)
         ends = [struct.calcsize(form[: i + 1]) for i in range(len(form))]
         self._offsets = [end - struct.calcsize(c) for end, c in zip(ends, form, strict=True)]
-        self._functions: list[Any] = []  # keep their modules loaded
-        self.pointers: dict[int, int] = {}  # by device
         self._per_thread = threading.local()
 
-    def load(self, device: int) -> None:
-        """Compile, or take from CuPy's disk cache, and load for the current device, `device`."""
-        gpu.refuse_after_fork()
-        with _one_compiles:
-            if device not in self.pointers:
-                _check_nvrtc()
-                try:
-                    function = _module(self._file).get_function(self._name).kernel
-                except OSError as error:
-                    raise RuntimeError(f"{gpu.UNUSABLE_CACHE} {error}") from error
-                self._functions.append(function)
-                self.pointers[device] = function.ptr
-
-    def launch(
-        self, device: int, stream: int, grid: int, arguments: tuple, overlap: bool = False
-    ) -> None:
-        """Launch on the current device, `device`, for which the kernel is loaded.
+    def launch(self, stream: int, grid: int, arguments: tuple, overlap: bool = False) -> None:
+        """Launch on its device, which is the current one.
 
         arguments: in the order of the kernel's parameters.
         overlap: let it begin before the end of the launch before it, on devices that can.
@@ -220,18 +206,18 @@ class Kernel:
         try:
             pack, parameters = self._per_thread.buffer
         except AttributeError:
-            pack, parameters = self._per_thread.buffer = self._new_buffer(device)
+            pack, parameters = self._per_thread.buffer = self._new_buffer()
         pack(*arguments)
-        function = self.pointers[device]
-        if overlap and _can_overlap(device):
+        function = self._pointer
+        if overlap and _can_overlap(self._device):
             _launch_overlapping(function, grid, stream, parameters)
         else:
             threads = SIZES.block_threads
             gpu.driver.launchKernel(function, grid, 1, 1, threads, 1, 1, 0, stream, parameters, 0)
 
-    def _new_buffer(self, device: int) -> tuple[Callable[..., None], int]:
+    def _new_buffer(self) -> tuple[Callable[..., None], int]:
         """Return what packs a thread's parameters, and the address of their addresses."""
-        gpu.runtime.setDevice(device)  # makes the context current in a new thread
+        gpu.runtime.setDevice(self._device)  # makes the context current in a new thread
         buffer = ctypes.create_string_buffer(self._packer.size)
         start = ctypes.addressof(buffer)
         parameters = (ctypes.c_void_p * len(self._offsets))(*(start + at for at in self._offsets))
@@ -296,15 +282,21 @@ def _check_nvrtc() -> None:
 _one_compiles = threading.Lock()
 
 
-_kernels: dict[str, Kernel] = {}  # not by functools.cache, which lets racing threads make two
+loaded: dict[int, dict[str, Kernel]] = defaultdict(dict)  # by device and name, for all threads
 
 
-def kernel(name: str) -> Kernel:
-    """Return the kernel of that name: one for all threads, whichever of them asks first."""
-    try:
-        return _kernels[name]
-    except KeyError:
-        return _kernels.setdefault(name, Kernel(name))
+def load(name: str, device: int) -> None:
+    """Compile a kernel, or take it from CuPy's disk cache, and load it for the current device."""
+    gpu.refuse_after_fork()
+    with _one_compiles:
+        if name not in loaded[device]:
+            _check_nvrtc()
+            file, (_, form) = kernels()[name]
+            try:
+                function = _module(file).get_function(name).kernel
+            except OSError as error:
+                raise RuntimeError(f"{gpu.UNUSABLE_CACHE} {error}") from error
+            loaded[device][name] = Kernel(function, form, device)
 
 
 @cache
@@ -330,4 +322,4 @@ def warm_up(device: int | None = None) -> None:
     device = current if device is None else device
     with gpu.cupy.cuda.Device(device):
         for name in kernels():
-            kernel(name).load(device)
+            load(name, device)

@@ -64,10 +64,10 @@ def cu_seqlens_from_ids(
     def check(values: np.ndarray) -> Any:
         return reference.cu_seqlens_from_ids(values, most, padding_id)
 
-    with Call({"ids": ids}, out, scratch, stream) as call:
-        source, shape = _tokens(call, "ids", check, validate)
-        padding = tokens.check_padding_id(padding_id, shape)
-        return _listed(call, source, (most + 1,), padding_id=padding)
+    call = Call({"ids": ids}, out, scratch, stream)
+    source, shape = _tokens(call, "ids", check, validate)
+    padding = tokens.check_padding_id(padding_id, shape)
+    return _listed(call, source, (most + 1,), padding_id=padding)
 
 
 def cu_seqlens_from_positions(
@@ -109,9 +109,9 @@ def cu_seqlens_from_positions(
     def check(values: np.ndarray) -> Any:
         return reference.cu_seqlens_from_positions(values, most)
 
-    with Call({"position_ids": position_ids}, out, scratch, stream) as call:
-        source, _ = _tokens(call, "position_ids", check, validate)
-        return _listed(call, source, (most + 1,), by_positions=True)
+    call = Call({"position_ids": position_ids}, out, scratch, stream)
+    source, _ = _tokens(call, "position_ids", check, validate)
+    return _listed(call, source, (most + 1,), by_positions=True)
 
 
 def spans_from_ids(
@@ -157,9 +157,9 @@ def spans_from_ids(
     def check(values: np.ndarray) -> Any:
         return reference.spans_from_ids(values, most, text)
 
-    with Call({"ids": ids}, out, scratch, stream) as call:
-        source, _ = _tokens(call, "ids", check, validate)
-        return _listed(call, source, (most, 2), text_id=text)
+    call = Call({"ids": ids}, out, scratch, stream)
+    source, _ = _tokens(call, "ids", check, validate)
+    return _listed(call, source, (most, 2), text_id=text)
 
 
 def _tokens(
@@ -231,25 +231,25 @@ def cu_seqlens_from_padding(
     >>> cuts.cu_seqlens_q, cuts.cu_seqlens_k  # doctest: +SKIP
     (array([0, 1, 1, 3, 3, 4], dtype=int32), array([0, 0, 1, 3, 4, 4], dtype=int32))
     """
-    with Call({"mask": mask}, _named_pair(out), scratch, stream) as call:
-        if call.inputs:
-            given = call.inputs["mask"]
-            batch, length = tokens.check_mask_form(given.dtype, given.shape)
-            checks.check_contiguous("mask", given)
-            if validate:
-                found = call.read_back(given, slice(None), _WAITS)
-                reference.cu_seqlens_from_padding(found.reshape(batch, length))
-        else:
-            is_token = tokens.host_mask(mask)
-            reference.cu_seqlens_from_padding(is_token)
-            batch, length = is_token.shape
-            call.upload({"mask": is_token})
-            given = call.inputs["mask"]
-        form = np.dtype(given.dtype).itemsize, batch, length
-        pair, cuts = _pair(call, out, 5 * batch + 1)
-        memory = call.scratch(plan_cu_seqlens.mask_scratch_nbytes(*form))
-        call.run(*plan_cu_seqlens.mask_launches(given.pointer, *form, cuts, memory))
-        return pair
+    call = Call({"mask": mask}, _named_pair(out), scratch, stream)
+    if call.inputs:
+        given = call.inputs["mask"]
+        batch, length = tokens.check_mask_form(given.dtype, given.shape)
+        checks.check_contiguous("mask", given)
+        if validate:
+            found = call.read_back(given, slice(None), _WAITS)
+            reference.cu_seqlens_from_padding(found.reshape(batch, length))
+    else:
+        is_token = tokens.host_mask(mask)
+        reference.cu_seqlens_from_padding(is_token)
+        batch, length = is_token.shape
+        call.upload({"mask": is_token})
+        given = call.inputs["mask"]
+    form = np.dtype(given.dtype).itemsize, batch, length
+    pair, cuts = _pair(call, out, 5 * batch + 1)
+    memory = call.scratch(plan_cu_seqlens.mask_scratch_nbytes(*form))
+    call.run(*plan_cu_seqlens.mask_launches(given.pointer, *form, cuts, memory))
+    return pair
 
 
 def cu_seqlens_from_slots(
@@ -301,25 +301,25 @@ def cu_seqlens_from_slots(
         "cu_seqlens_k": cu_seqlens_k,
         "cu_seqlens_k_padded": cu_seqlens_k_padded,
     }
-    with Call(named, _named_pair(out), stream=stream) as call:
-        given = call.inputs
-        if given:
-            batch = tokens.check_slots_forms({n: (a.dtype, a.shape) for n, a in given.items()})
-            for name, array in given.items():
-                checks.check_contiguous(name, array)
-            if validate:
-                found = (call.read_back(array, slice(None), _WAITS) for array in given.values())
-                reference.cu_seqlens_from_slots(*found)
-        else:
-            reference.cu_seqlens_from_slots(**named)
-            slots = tokens.host_slots(named)
-            batch = len(slots[0]) - 1
-            call.upload(dict(zip(named, slots, strict=True)))
-        pair, cuts = _pair(call, out, 3 * batch + 1)
-        pointers = tuple(array.pointer for array in given.values())
-        strides = tuple(stride(array) for array in given.values())
-        call.run(plan_cu_seqlens.slots_launch(pointers, strides, batch, cuts))
-        return pair
+    call = Call(named, _named_pair(out), stream=stream)
+    given = call.inputs
+    if given:
+        batch = tokens.check_slots_forms({n: (a.dtype, a.shape) for n, a in given.items()})
+        for name, array in given.items():
+            checks.check_contiguous(name, array)
+        if validate:
+            found = (call.read_back(array, slice(None), _WAITS) for array in given.values())
+            reference.cu_seqlens_from_slots(*found)
+    else:
+        reference.cu_seqlens_from_slots(**named)
+        slots = tokens.host_slots(named)
+        batch = len(slots[0]) - 1
+        call.upload(dict(zip(named, slots, strict=True)))
+    pair, cuts = _pair(call, out, 3 * batch + 1)
+    pointers = tuple(array.pointer for array in given.values())
+    strides = tuple(stride(array) for array in given.values())
+    call.run(plan_cu_seqlens.slots_launch(pointers, strides, batch, cuts))
+    return pair
 
 
 def _named_pair(out: Any) -> dict[str, Any] | None:

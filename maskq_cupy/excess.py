@@ -57,14 +57,14 @@ def excess_pairs(
         "cu_seqlens_k": cu_seqlens_k,
         "attn_mask_kv": attn_mask_kv,
     }
-    with Call(named, out, scratch, stream) as call:
-        cuts, intervals, _ = pack_of(call, None, has_columns=False)
-        assert intervals is not None  # as its check above says
-        pairs = call.result("int64", 8, _shape_of_out(call))
-        memory = call.scratch(plan.excess_scratch_nbytes(intervals.row_num))
-        launches = plan.excess_launches(cuts, intervals, pairs, 0, memory)
-        call.run(*launches, zeroed=[(pairs, 8)])
-        return call.out
+    call = Call(named, out, scratch, stream)
+    cuts, intervals, _ = pack_of(call, None, has_columns=False)
+    assert intervals is not None  # as its check above says
+    pairs = call.result("int64", 8, _shape_of_out(call))
+    memory = call.scratch(plan.excess_scratch_nbytes(intervals.row_num))
+    launches = plan.excess_launches(cuts, intervals, pairs, 0, memory)
+    call.run(*launches, zeroed=[(pairs, 8)])
+    return call.out
 
 
 def _shape_of_out(call: Call) -> tuple[int, ...]:

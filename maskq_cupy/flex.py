@@ -6,14 +6,14 @@ and take tensors on the CPU too.
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-from maskq_cupy import checks, plan, tokens, torch_ops
-from maskq_cupy.blocks import list_starts, slices_of, write_lists
+from maskq_cupy import checks, gpu, plan, tokens, torch_ops
+from maskq_cupy.blocks import layout_of, pointers_of, run_lists, slices_of
+from maskq_cupy.call import Call, columns_of
 from maskq_cupy.columns import get_attn_mask_q
 from maskq_cupy.reference import Blocks
 from maskq_cupy.torch_ops import current_stream
@@ -33,16 +33,23 @@ __all__ = [
 class MaskMod:
     """The function of (b, h, q_idx, kv_idx) by which FlexAttention asks for single pairs.
 
-    ``columns``: int32 tensor, shape (b, h, N, 2), columns [LTS, UTE]; b or h of 1 stands for all.
     A nested function would not pickle or copy; an object of this class does.
     """
 
     def __init__(self, columns: torch.Tensor) -> None:
-        self.columns = columns
-        b, h, _, _ = columns.shape
-        self._by_batch, self._by_head = b != 1, h != 1
-        bounds = columns if self._by_head else columns[:, 0]
-        self._bounds = bounds if self._by_batch else bounds[0]
+        """columns: (N, 2) or (b, h, N, 2)."""
+        self._columns = self._bounds = columns
+        self._by_batch = self._by_head = False
+        if columns.ndim == 4:
+            b, h, _, _ = columns.shape
+            self._by_batch, self._by_head = b != 1, h != 1
+            bounds = columns if self._by_head else columns[:, 0]
+            self._bounds = bounds if self._by_batch else bounds[0]
+
+    @property
+    def columns(self) -> torch.Tensor:
+        """int32 tensor, shape (b, h, N, 2), columns [LTS, UTE]; b or h of 1 stands for all."""
+        return self._columns if self._columns.ndim == 4 else self._columns[None, None]
 
     def __call__(self, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         bounds = self._bounds
@@ -160,11 +167,7 @@ def mask_mod(columns: Any) -> MaskMod:
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    return MaskMod(_as_slices(_columns(columns)))
-
-
-def _as_slices(columns: torch.Tensor) -> torch.Tensor:
-    return columns if columns.ndim == 4 else columns[None, None]
+    return MaskMod(_columns(columns))
 
 
 def block_mask(
@@ -239,17 +242,14 @@ def tile_lists(
         return columns, Blocks(*lists)
     tensor = on_gpu(columns, "columns")
     row_num = checks.check_int(q_token_num, "q_token_num")
-    checks.check_slices_form(_dtype(tensor), tensor.shape)
-    checks.check_width(width, row_num, row_num)  # here, as 2.0 is found where 2 was
-    tiles, parts, scratch_start, words = _layout(
-        slices_of(tensor.shape), row_num, tensor.shape[-2], block_size,
-        tuple(width) if isinstance(width, list) else width,
-    )  # fmt: skip
-    memory = torch.empty(words, dtype=torch.int32, device=tensor.device)
+    call = Call({"columns": tensor}, stream=current_stream(tensor))
+    source = columns_of(call, checks.check_slices_form)
+    layout = layout_of(source.shape, row_num, block_size, width)
+    tiles, parts, words, scratch_nbytes = layout
+    # Behind the lists, which take 128 bits a tile, 2 of scratch: not worth their own allocation.
+    memory = tensor.new_empty(words + scratch_nbytes // 4)
     first = memory.data_ptr()
-    pointers = Blocks(*[first + 4 * start for _, _, start in parts])
-    scratch = first + 4 * scratch_start
-    write_lists(tensor, tiles, pointers, scratch, current_stream(tensor), all_partial)
+    run_lists(call, source, tiles, pointers_of(first, layout), first + 4 * words, all_partial)
     return tensor, Blocks(*[memory.as_strided(*part) for part in parts])
 
 
@@ -334,12 +334,12 @@ def packed_columns(
         return torch_ops.packed_columns(cu_seqlens_q, cu_seqlens_k, kv_token_num, **rule)
     cuts_k = on_gpu(cu_seqlens_k, "cu_seqlens_k")
     column_num = checks.check_int(kv_token_num, "kv_token_num")
-    columns = torch.empty((column_num, 2), dtype=torch.int32, device=cuts_k.device)
+    columns = cuts_k.new_empty((column_num, 2), dtype=torch.int32)
     scratch = None
     if rule.get("attn_mask_kv") is not None:
         intervals = rule["attn_mask_kv"] = on_gpu(rule["attn_mask_kv"], "attn_mask_kv")
         nbytes = plan.scratch_nbytes(intervals.numel() // 2)
-        scratch = torch.empty(nbytes, dtype=torch.uint8, device=cuts_k.device)
+        scratch = cuts_k.new_empty(nbytes, dtype=torch.uint8)
     get_attn_mask_q(
         cu_seqlens_q, cuts_k, kv_token_num=column_num, out=columns, scratch=scratch,
         stream=current_stream(cuts_k), **rule,
@@ -423,13 +423,8 @@ def _of_lists(
     block_size: tuple[int, int],
     refine: Callable[..., Any] | None = None,
 ) -> ColumnsBlockMask:
-    slices = _as_slices(columns)
-    return ColumnsBlockMask(
-        seq_lengths=seq_lengths,
-        **lists._asdict(),
-        BLOCK_SIZE=block_size,
-        mask_mod=MaskMod(slices) if refine is None else RefinedMaskMod(slices, refine),
-    )
+    mask_mod = MaskMod(columns) if refine is None else RefinedMaskMod(columns, refine)
+    return ColumnsBlockMask(seq_lengths, *lists, BLOCK_SIZE=block_size, mask_mod=mask_mod)
 
 
 def _columns(columns: Any) -> Any:
@@ -445,11 +440,22 @@ def _columns(columns: Any) -> Any:
 
 
 def _tensor(array: Any) -> Any:
-    return array if isinstance(array, torch.Tensor) else torch.from_dlpack(array)
+    if isinstance(array, torch.Tensor):
+        return array
+    if type(array) is gpu.ndarray and torch.backends.cuda.is_built():
+        # What torch does itself, but for its current_stream, which takes 5 us.
+        stream = torch._C._cuda_getCurrentRawStream(array.device.id)
+        return torch.from_dlpack(array.__dlpack__(stream=stream or _LEGACY_STREAM))
+    return torch.from_dlpack(array)
+
+
+_LEGACY_STREAM = 1  # as DLPack spells it
 
 
 def on_gpu(array: Any, name: str) -> Any:
     """Return the array as a tensor, which must be on a GPU."""
+    if isinstance(array, torch.Tensor) and array.is_cuda:
+        return array
     if not hasattr(array, "__dlpack__"):
         raise TypeError(f"{name} must be a torch tensor on a GPU, got {type(array).__name__}")
     tensor = _tensor(array)
@@ -463,34 +469,3 @@ def on_gpu(array: Any, name: str) -> Any:
 
 def _dtype(tensor: Any) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-Part = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, strides and start of a tensor
-
-
-@lru_cache
-def _layout(
-    lead: tuple[int, int],
-    row_num: int,
-    column_num: int,
-    block_size: tuple[int, int],
-    width: int | tuple[int, ...] | None,
-) -> tuple[plan.Tiles, list[Part], int, int]:
-    """Return the tiles, the lists' parts of one piece of memory, its scratch's start, its length.
-
-    In 32-bit words. Known by its numbers alone, which most calls repeat.
-    """
-    tiles = plan.tiles(math.prod(lead), row_num, column_num, block_size, width)
-    shapes = plan.block_shapes(tiles, lead)
-    *starts, end = list_starts(shapes)
-    parts = [(shape, _strides(shape), start) for shape, start in zip(shapes, starts, strict=True)]
-    # Behind the lists, which take 128 bits a tile, 2 of scratch: not worth their own allocation.
-    return tiles, parts, end, end + plan.lists_scratch_nbytes(tiles) // 4
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the strides that torch.empty gives a tensor of that shape."""
-    strides = [1]
-    for length in reversed(shape[1:]):
-        strides.append(strides[-1] * (length or 1))
-    return tuple(strides[::-1])

@@ -39,15 +39,16 @@ def to_four_columns(
         RuntimeError: without a GPU, or in a graph capture that would allocate or compile.
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
-    with Call({"columns": columns}, out, stream=stream) as call:
-        source = columns_of(call, checks.check_slices_form)
-        if validate:
-            check_columns(call, source, row_num)
-        column_num = math.prod(source.shape[:-1])
-        four = call.result("int32", 16, *_shapes(source.shape[:-2], (source.shape[-2], 4)))
-        if column_num:
-            call.run(plan.four_columns_launch(source.pointer, column_num, row_num, four))
-        return call.out
+    call = Call({"columns": columns}, out, stream=stream)
+    source = columns_of(call, checks.check_slices_form)
+    if validate:
+        check_columns(call, source, row_num)
+    *lead, n, _ = source.shape
+    four = call.result("int32", 16, (n, 4), lead)
+    column_num = n * math.prod(lead)
+    if column_num:
+        call.run(plan.four_columns_launch(source.pointer, column_num, row_num, four))
+    return call.out
 
 
 def split_columns(
@@ -72,14 +73,14 @@ def split_columns(
         TypeError, ValueError: naming the argument, what was expected and what came.
         RuntimeError: without a GPU, or in a graph capture that would allocate or compile.
     """
-    with Call({"columns": columns}, out, stream=stream) as call:
-        source = columns_of(call)
-        n = source.shape[-2]
-        b, part_rows = tokens.check_split(n, b, q_token_num)
-        parts = call.result("int32", 8, (b, 1, n // b, 2))
-        if n:
-            call.run(plan.split_launch(source.pointer, n, n // b, part_rows, parts))
-        return call.out
+    call = Call({"columns": columns}, out, stream=stream)
+    source = columns_of(call)
+    n = source.shape[-2]
+    b, part_rows = tokens.check_split(n, b, q_token_num)
+    parts = call.result("int32", 8, (b, 1, n // b, 2))
+    if n:
+        call.run(plan.split_launch(source.pointer, n, n // b, part_rows, parts))
+    return call.out
 
 
 def to_dense(
@@ -113,22 +114,14 @@ def to_dense(
         RuntimeError: without a GPU, or in a graph capture that would allocate or compile.
     """
     row_num = checks.check_int(q_token_num, "q_token_num")
-    with Call({"columns": columns}, out, stream=stream) as call:
-        source = columns_of(call, checks.check_slices_form)
-        if validate:
-            check_columns(call, source, row_num)
-        n = source.shape[-2]
-        slices = math.prod(source.shape[:-2])
-        checks.check_dense_size(row_num, n, limit, slices)
-        shown = call.result("bool", 1, *_shapes(source.shape[:-2], (row_num, n)))
-        if row_num and n and slices:
-            call.run(plan.dense_launch(source.pointer, n, row_num, shown, slices))
-        return call.out
-
-
-def _shapes(lead: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Return the shapes that a result may have: of the columns' rank; for one slice of both."""
-    own = (*lead, *shape)
-    if math.prod(lead) != 1:
-        return [own]
-    return [own, (1, 1, *shape) if len(lead) == 0 else shape]
+    call = Call({"columns": columns}, out, stream=stream)
+    source = columns_of(call, checks.check_slices_form)
+    if validate:
+        check_columns(call, source, row_num)
+    *lead, n, _ = source.shape
+    slices = math.prod(lead)
+    checks.check_dense_size(row_num, n, limit, slices)
+    shown = call.result("bool", 1, (row_num, n), lead)
+    if row_num and n and slices:
+        call.run(plan.dense_launch(source.pointer, n, row_num, shown, slices))
+    return call.out

@@ -130,9 +130,7 @@ def stride(array: Facts) -> int:
 
 
 def spans_of(call: Call) -> plan.Spans:
-    spans = call.inputs.get("spans")
-    if spans is None:
-        return plan.NO_SPANS
+    spans = call.inputs["spans"]
     return plan.Spans(spans.pointer, stride(spans), math.prod(spans.shape) // 2)
 
 

@@ -74,9 +74,7 @@ def _reciprocal(size: int) -> tuple[int, int]:
 def _column_tiles(column_num: int, most_steps: int = 8) -> tuple[int, int]:
     """Return the pairs of columns that a thread writes, and the blocks that write them all."""
     # More columns a thread save searches; fewer fill the GPU where there are few.
-    steps = 1 if column_num < 1 << 19 else 4 if column_num < 1 << 20 else 8
-    if most_steps < steps:
-        steps = most_steps
+    steps = 1 if column_num < 1 << 19 else min(4 if column_num < 1 << 20 else 8, most_steps)
     # One more: the first thread may start with half a pair.
     return steps, column_num // (2 * compiler.SIZES.block_threads * steps) + 1
 

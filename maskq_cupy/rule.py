@@ -68,20 +68,17 @@ def resolve_rule(
     left, right = _distances(causal, window)
     if causal_block is not None and not causal:
         raise ValueError(f"causal_block needs causal=True, got causal_block={causal_block!r}")
-    rule = Rule(
-        left,
-        right,
-        min(sinks, UNBOUNDED),
-        _size(causal_block, "causal_block"),
-        _size(chunk_size, "chunk_size"),
-        align == "top_left",
-    )
+    block, chunk = 0, 0
+    if causal_block is not None:
+        block = _count(causal_block, "causal_block", lowest=1)
+    if chunk_size is not None:
+        chunk = _count(chunk_size, "chunk_size", lowest=1)
     if sinks and window is None and chunk_size is None:
         raise ValueError(
             "num_sink_tokens needs window= or chunk_size=, whose left bound it lifts, "
             f"got {sinks} sinks and neither"
         )
-    return rule
+    return Rule(left, right, sinks, block, chunk, align == "top_left")
 
 
 def _forbid_with_intervals(
@@ -123,6 +120,9 @@ def _distances(causal: bool, window: Any) -> tuple[int, int]:
 
 
 def _count(value: object, name: str, lowest: int) -> int:
+    """Return an int of at least `lowest`; one that no length can be stands for any larger one."""
+    if type(value) is int and lowest <= value <= UNBOUNDED:
+        return value
     try:
         count = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -131,12 +131,8 @@ def _count(value: object, name: str, lowest: int) -> int:
         raise TypeError(f"{name} must be an int >= {lowest}, got {value!r}")
     if count < lowest:
         raise ValueError(f"{name} must be an int >= {lowest}, got {count}")
-    return count
+    return min(count, UNBOUNDED)
 
 
 def _distance(keys: int) -> int:
-    return UNBOUNDED if keys == -1 else min(keys, UNBOUNDED)
-
-
-def _size(keys: object, name: str) -> int:
-    return 0 if keys is None else min(_count(keys, name, lowest=1), UNBOUNDED)
+    return UNBOUNDED if keys == -1 else keys

@@ -75,34 +75,34 @@ def shard_columns(
             on_gpu[name] = chunks
         else:
             on_host[name] = host.host_chunks(name, chunks)
-    with Call(on_gpu, out, scratch, stream) as call:
-        source = columns_of(call, checks.check_slices_form)
-        known = source.shape[-2] if key_chunks is None else None
-        if "key_chunks" in on_host:
-            known = checks.chunk_total(on_host["key_chunks"])
-        key_num = _key_num(call, key_num, known)
-        numbers = {name: len(chunks) for name, chunks in on_host.items()}
-        for name in call.inputs:
-            if name != "columns":
-                numbers[name] = _check_chunks_on_gpu(call, name, key_num, validate)
-        if on_host:
-            call.upload(on_host)
-        slices = tuple(source.shape[:-2])
-        shard = call.result("int32", 8, *_shapes(slices, (key_num, 2)))
-        slice_num = math.prod(slices)
-        if slice_num and key_num:
-            rows, keys = (
-                _plan_chunks(call.inputs.get(name), numbers.get(name, 0))
-                for name in ("row_chunks", "key_chunks")
+    call = Call(on_gpu, out, scratch, stream)
+    source = columns_of(call, checks.check_slices_form)
+    known = source.shape[-2] if key_chunks is None else None
+    if "key_chunks" in on_host:
+        known = checks.chunk_total(on_host["key_chunks"])
+    key_num = _key_num(call, key_num, known)
+    numbers = {name: len(chunks) for name, chunks in on_host.items()}
+    for name in call.inputs:
+        if name != "columns":
+            numbers[name] = _check_chunks_on_gpu(call, name, key_num, validate)
+    if on_host:
+        call.upload(on_host)
+    slices = tuple(source.shape[:-2])
+    shard = call.result("int32", 8, (key_num, 2), slices)
+    slice_num = math.prod(slices)
+    if slice_num and key_num:
+        rows, keys = (
+            _plan_chunks(call.inputs.get(name), numbers.get(name, 0))
+            for name in ("row_chunks", "key_chunks")
+        )
+        memory = call.scratch(plan.shard_scratch_nbytes(rows.num, keys.num))
+        column_num = source.shape[-2]
+        call.run(
+            *plan.shard_launches(
+                source.pointer, slice_num, column_num, rows, keys, shard, key_num, memory
             )
-            memory = call.scratch(plan.shard_scratch_nbytes(rows.num, keys.num))
-            column_num = source.shape[-2]
-            call.run(
-                *plan.shard_launches(
-                    source.pointer, slice_num, column_num, rows, keys, shard, key_num, memory
-                )
-            )
-        return call.out
+        )
+    return call.out
 
 
 def needed_keys(
@@ -130,22 +130,14 @@ def needed_keys(
         RuntimeError: without a GPU, or in a graph capture that would allocate or compile.
     """
     size = checks.check_int(block_size, "block_size", lowest=1)
-    with Call({"columns": columns}, out, stream=stream) as call:
-        source = columns_of(call, checks.check_slices_form)
-        column_num, slices = source.shape[-2], tuple(source.shape[:-2])
-        needed = call.result("int32", 4, *_shapes(slices, (-(-column_num // size),)))
-        slice_num = math.prod(slices)
-        if slice_num and column_num:
-            call.run(plan.needed_keys_launch(source.pointer, slice_num, column_num, size, needed))
-        return call.out
-
-
-def _shapes(slices: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Return the shapes that `out` may have: that of the slices first; one slice has two."""
-    own = (*slices, *shape)
-    if slices == ():
-        return [own, (1, 1, *shape)]
-    return [own, shape] if slices == (1, 1) else [own]
+    call = Call({"columns": columns}, out, stream=stream)
+    source = columns_of(call, checks.check_slices_form)
+    column_num, slices = source.shape[-2], tuple(source.shape[:-2])
+    needed = call.result("int32", 4, (-(-column_num // size),), slices)
+    slice_num = math.prod(slices)
+    if slice_num and column_num:
+        call.run(plan.needed_keys_launch(source.pointer, slice_num, column_num, size, needed))
+    return call.out
 
 
 def _key_num(call: Call, key_num: Any, known: int | None) -> int:

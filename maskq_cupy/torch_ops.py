@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from maskq_cupy import checks, cu_seqlens, forms, plan, plan_cu_seqlens, reference, tokens
-from maskq_cupy.blocks import slices_of, write_lists
+from maskq_cupy.blocks import run_lists, slices_of
+from maskq_cupy.call import Call, columns_of
 from maskq_cupy.columns import get_attn_mask_q
 from maskq_cupy.reference import Blocks
 from maskq_cupy.rule import resolve_rule
@@ -192,7 +193,9 @@ def _write_lists(
     nbytes = plan.lists_scratch_nbytes(tiles)
     scratch = torch.empty(nbytes, dtype=torch.uint8, device=columns.device)
     pointers = Blocks(*[part.data_ptr() for part in out])
-    write_lists(columns, tiles, pointers, scratch.data_ptr(), stream, all_partial)
+    call = Call({"columns": columns}, stream=stream)
+    source = columns_of(call, checks.check_slices_form)
+    run_lists(call, source, tiles, pointers, scratch.data_ptr(), all_partial)
 
 
 _register(

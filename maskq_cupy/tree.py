@@ -68,13 +68,13 @@ def tree_attn_mask_q(
     named = {"parent": parent, "cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     if full is not None:
         named["full"] = full
-    with Call(named, out, scratch, stream) as call:
-        cuts, _, n = pack_of(call, asked_column_num(call, kv_token_num), validate)
-        columns = call.columns(n)
-        if n:
-            parents = call.inputs["parent"]
-            minima = call.scratch(plan.tree_scratch_nbytes(parents.shape[0]))
-            of_parents = parents.pointer, stride(parents)
-            flags = flags_of(call)
-            call.run(*plan.tree_launches(cuts, *of_parents, columns, n, minima, *flags))
-        return call.out
+    call = Call(named, out, scratch, stream)
+    cuts, _, n = pack_of(call, asked_column_num(call, kv_token_num), validate)
+    columns = call.columns(n)
+    if n:
+        parents = call.inputs["parent"]
+        minima = call.scratch(plan.tree_scratch_nbytes(parents.shape[0]))
+        of_parents = parents.pointer, stride(parents)
+        flags = flags_of(call)
+        call.run(*plan.tree_launches(cuts, *of_parents, columns, n, minima, *flags))
+    return call.out

@@ -25,7 +25,7 @@ cuda.pathfinder.load_nvidia_dynamic_lib = missing
 LOAD = """
 from maskq_cupy import compiler
 try:
-    compiler.kernel("columns_rule").load(0)
+    compiler.load("columns_rule", 0)
 except RuntimeError as error:
     print(error)
 """
@@ -104,7 +104,7 @@ def test_cache_folder_that_cannot_be_written_to(monkeypatch, kind):
 
     monkeypatch.setattr(compiler, "_module", module)
     with pytest.raises(RuntimeError) as raised:
-        compiler.Kernel("columns_rule").load(0)
+        compiler.load("columns_rule", 0)
     assert str(raised.value) == f"{NO_CACHE}{kind}"
 
 

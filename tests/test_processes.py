@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,27 +54,32 @@ def test_call_after_a_fork():
 
 
 def test_threads_share_a_kernel(monkeypatch):
-    """The one that a thread has loaded is the one that it launches, however first uses meet."""
+    """A kernel is loaded once for a device, however first uses meet."""
     pytest.importorskip("cupy")
     meet = threading.Barrier(2, timeout=30)
+    function = SimpleNamespace(kernel=SimpleNamespace(ptr=7))
+    loads = []
 
-    class Slow(compiler.Kernel):
-        def __init__(self, name):
-            super().__init__(name)
-            meet.wait()
+    def slow_module(file):
+        loads.append(file)
+        time.sleep(0.2)  # for the other thread to ask meanwhile
+        return SimpleNamespace(get_function=lambda name: function)
 
-    monkeypatch.setattr(compiler, "Kernel", Slow)
-    monkeypatch.setattr(compiler, "_kernels", {})
-    found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(compiler.kernel("columns_rule")))
-        for _ in range(2)
-    ]
+    monkeypatch.setattr(compiler, "_module", slow_module)
+    monkeypatch.setattr(compiler, "_check_nvrtc", lambda: None)
+    monkeypatch.setattr(compiler, "loaded", defaultdict(dict))
+
+    def first_use():
+        meet.wait()
+        compiler.load("columns_rule", 0)
+
+    threads = [threading.Thread(target=first_use) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found[0] is found[1] is compiler.kernel("columns_rule")
+    assert loads == ["columns_rule.cu"]
+    assert set(compiler.loaded[0]) == {"columns_rule"}
 
 
 def test_warm_up_needs_a_gpu():

@@ -42,8 +42,10 @@ def small_run(rule_us=2.0):
         run("intervals", 5.0, n=n, b=1, case="sorted", scratch_bytes=8 * n + 4096),
         run("published", 3000.0, n=n, b=1, case="causal"),
         run("published", 10_000.0, n=n, b=1, case="sorted"),
-        run("bare launch", 7.0, "host", n=8192, b=8),
-        run("out= given", 6.3, "host", n=8192, b=8, against="bare launch"),
+        run("bare launch", 7.0, "host"),
+        run("torch.empty", 3.0, "host"),
+        run("out= given", 6.3, "host", n=8192, b=8, launches=1, allocations=0, by=""),
+        run("packed_block_mask", 54.0, "host", n=8192, launches=3, allocations=2, by="torch.empty"),
         run("first call", 1.5e6, "first_call", case="rule", cache="cold"),
     )
 
@@ -63,7 +65,9 @@ def test_goals():
     assert found["rules", "the same, N ≥ 16 M"][::2] == ("", "not measured")
     assert found["G2", "intervals over read and fill"][::2] == ("2.50", "reached")
     assert found["G3", "published over ours"] == ("1,500", "causal, N = 131,072", "reached")
-    assert found["G5", "host: `out=` over a bare launch"][::2] == ("0.900", "reached")
+    assert found["host", "`out=` of CuPy, over its launch"][::2] == ("0.900", "reached")
+    packed = found["host", "`packed_block_mask`, over three and two"]
+    assert packed == ("2.00", "packed_block_mask, N = 8,192", "reached")
     assert found["G9", "first call, cold cache"] == ("1.50 s", "rule", "reached")
     assert found["G10", "scratch of intervals beyond 8 Q"][::2] == ("4,096 B", "reached")
     assert found["G9", "first call, warm cache"] == ("", "", "not measured")

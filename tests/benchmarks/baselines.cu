@@ -4,6 +4,7 @@
 //   read_and_fill        it first reads as much; 16 * N bytes
 //   fill_after_loads     it first waits for loads of which each needs the one before: what lookups cost
 //   empty                nothing: a launch
+//   five_arguments       nothing, of five arguments: what a launch costs the host
 //   first_of_two,        nothing, and the second may begin while the first runs, if it is launched so:
 //   second_of_two        the least that two dependent launches cost
 //   published_causal,    a thread a column finds its sequence, then its first row, one by one
@@ -19,6 +20,10 @@ __device__ unsigned thread_of_grid()
 }
 
 extern "C" __global__ void empty() {}
+
+extern "C" __global__ void five_arguments(
+    const int* cu_seqlens, int* columns, int batch, unsigned column_num, int steps)
+{}
 
 extern "C" __global__ void fill(int4* out, unsigned pair_num)
 {

@@ -55,27 +55,13 @@ def overlapping_launch():
     return lambda grid: launch(function.ptr, grid, cupy.cuda.get_current_stream().ptr, 0)
 
 
-def bare(launches, arrays):
-    """Return a call that makes these launches (`plan.Launch`) by CuPy's RawKernel, as one does by
+def bare_launch(source, out):
+    """Return a call that launches a kernel of five arguments by CuPy's RawKernel, as one does by
     hand: arguments ready, scalars sized, arrays as arrays."""
-    by_pointer = {array.data.ptr: array for array in arrays}
-    kinds = {"P": by_pointer.__getitem__, "i": np.int32, "I": np.uint32}
-    ready = []
-    for name, grid, arguments, _ in launches:
-        file, (_, form) = compiler.kernels()[name]
-        module = cupy.RawModule(code=compiler.source(file), options=compiler.OPTIONS)
-        sized = tuple(kinds[kind](value) for kind, value in zip(form, arguments, strict=True))
-        ready.append((module.get_function(name), (grid,), sized))
-    block = (compiler.SIZES.block_threads,)
-    if len(ready) == 1:
-        kernel, grid, sized = ready[0]
-        return lambda: kernel(grid, block, sized)
-
-    def call():
-        for kernel, grid, sized in ready:
-            kernel(grid, block, sized)
-
-    return call
+    kernel = _module().get_function("five_arguments")
+    ready = (source, out, np.int32(8), np.uint32(len(out)), np.int32(1))
+    grid, block = (-(-len(out) // BLOCK_THREADS),), (BLOCK_THREADS,)
+    return lambda: kernel(grid, block, ready)
 
 
 def causal_by(torch):

@@ -1,7 +1,7 @@
 """The tables in docs/performance.md and the README."""
 
-from benchmarks.goals import FROM_TOKENS, goals, host, over
-from benchmarks.runs import place, short, tokens
+from benchmarks.goals import FROM_TOKENS, goals, least, over
+from benchmarks.runs import place, ratio, short, tokens
 
 
 def table(head, rows):
@@ -83,10 +83,16 @@ def host_table(runs):
     rows = []
     for run in runs.all:
         if run["group"] == "host":
-            compared = host(runs, run["what"], run["n"]) if "against" in run else None
-            over = f"{short(compared.value)} × {run['against']}" if compared else ""
-            rows.append([run["what"], tokens(run["n"]), short(run["us"]), over])
+            made_of = ratio(run["us"], least(runs, run))
+            n = tokens(run["n"]) if "n" in run else ""
+            over = f"{made_of.value:.2f} × {parts(run)}" if made_of else ""
+            rows.append([run["what"], n, short(run["us"]), over])
     return table(["µs of the host a call", "N", "", "over"], rows)
+
+
+def parts(run):
+    launches = f"{run['launches']} bare launch{'es' if run['launches'] > 1 else ''}"
+    return f"({launches}, {run['allocations']} {run['by']})" if run["allocations"] else launches
 
 
 def masks_table(runs):
@@ -95,14 +101,16 @@ def masks_table(runs):
     for theirs in sorted(runs.of("create_block_mask, compiled"), key=lambda run: run["n"]):
         n = theirs["n"]
         rows.append([
-            tokens(n), one(runs.us("to_blocks", n=n)), one(runs.us("block_mask, wall", n=n)),
-            one(runs.us("packed_block_mask, wall", n=n)), short(theirs["us"]),
-            short(theirs["wall_microseconds"]), f"{theirs['compile_seconds']:.1f}",
-            short(theirs["peak_bytes"] * 1e-6),
+            tokens(n), one(runs.us("to_blocks", n=n)),
+            *(one(runs.us("block_mask, wall", n=n, case=case)) for case in ("torch", "CuPy")),
+            one(runs.us("packed_block_mask, wall", n=n)), theirs.get("case", "documents"),
+            short(theirs["us"]), short(theirs["wall_microseconds"]),
+            f"{theirs['compile_seconds']:.1f}", short(theirs["peak_bytes"] * 1e-6),
         ])  # fmt: skip
     head = [
-        "N", "`to_blocks`, GPU", "`block_mask`, wall", "`packed_block_mask`, wall",
-        "`create_block_mask` compiled, GPU", "wall", "compiling, s", "memory, MB",
+        "N", "`to_blocks`, GPU", "`block_mask` of torch columns, wall", "of CuPy columns",
+        "`packed_block_mask`, wall", "`create_block_mask` compiled, of", "GPU", "wall",
+        "compiling, s", "memory, MB",
     ]  # fmt: skip
     return table(head, rows)
 

@@ -42,13 +42,21 @@ def documents_mask_mod(torch, pack):
     return lambda b, h, q, kv: (document[q] == document[kv]) & (q >= kv)
 
 
-def compiled_create_block_mask(torch, pack):
+def bounds_mask_mod(torch, pack):
+    """Return one over two contiguous tensors of bounds, the quickest that we know for torch."""
+    lts, ute = torch.from_dlpack(columns_of(pack)).T.contiguous()
+    return lambda b, h, q, kv: (q >= ute[kv]) & (q < lts[kv])
+
+
+MASK_MODS = {"documents": documents_mask_mod, "bounds": bounds_mask_mod}
+
+
+def compiled_create_block_mask(torch, pack, mask_mod):
     """Return a call of torch's compiled create_block_mask, and the seconds that compiling took."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     torch._dynamo.reset()
     create = torch.compile(create_block_mask, dynamic=False)
-    mask_mod = documents_mask_mod(torch, pack)
 
     def call():
         return create(mask_mod, None, None, pack.n, pack.n, device="cuda")
@@ -114,14 +122,17 @@ def test_fill_of_lists(measure, n):
 
 
 @ON_HOST
+@pytest.mark.parametrize("whose", ["torch", "CuPy"])
 @pytest.mark.parametrize("n", SIZES)
-def test_block_mask(measure, torch, flex, n):
-    columns = torch.from_dlpack(columns_of(pack_of(n)))
+def test_block_mask(measure, torch, flex, n, whose):
+    columns = columns_of(pack_of(n))
+    if whose == "torch":
+        columns = torch.from_dlpack(columns)
     flex.block_mask(columns, n)
     peak = peak_bytes(torch, lambda: flex.block_mask(columns, n))
     sample = timing.wall_sample(lambda: flex.block_mask(columns, n), timing.CALLS)
-    measure("block_mask, wall", sample, n=n, peak_bytes=peak)
-    right = maskq_cupy.reference.to_blocks(columns.cpu().numpy(), n)
+    measure("block_mask, wall", sample, n=n, case=whose, peak_bytes=peak)
+    right = maskq_cupy.reference.to_blocks(cupy.asnumpy(cupy.asarray(columns)), n)
     mask = flex.block_mask(columns, n)
     for name, array in right._asdict().items():
         np.testing.assert_array_equal(getattr(mask, name).cpu(), array, err_msg=name)
@@ -140,11 +151,13 @@ def test_packed_block_mask(measure, torch, flex, n):
     assert_same_lists(torch, flex.packed_block_mask(cu, cu, n, n), ours)
 
 
+@pytest.mark.parametrize("form", MASK_MODS)
 @pytest.mark.parametrize("n", SIZES)
-def test_create_block_mask(measure, torch, flex, n):
+def test_create_block_mask(measure, torch, flex, n, form):
     """On the GPU by events; in wall time a call, in compiling and in memory besides."""
     pack = pack_of(n)
-    call, compile_seconds = compiled_create_block_mask(torch, pack)
+    mask_mod = MASK_MODS[form](torch, pack)
+    call, compile_seconds = compiled_create_block_mask(torch, pack, mask_mod)
     peak = peak_bytes(torch, call)
     wall = timing.wall_sample(call, calls=3)
     facts = {
@@ -153,7 +166,7 @@ def test_create_block_mask(measure, torch, flex, n):
         "peak_bytes": peak,
     }
     sample = timing.torch_sample(torch, call, calls=3)
-    measure("create_block_mask, compiled", sample, rounds=5, n=n, **facts)
+    measure("create_block_mask, compiled", sample, rounds=5, n=n, case=form, **facts)
     assert_same_lists(torch, flex.block_mask(columns_of(pack), n), call())
 
 

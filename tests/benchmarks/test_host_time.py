@@ -7,8 +7,7 @@ import pytest
 import timing
 from timing import cupy
 
-from maskq_cupy import get_attn_mask_q, plan, scratch_nbytes
-from maskq_cupy.rule import CAUSAL
+from maskq_cupy import get_attn_mask_q
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,8 +23,17 @@ def pack():
     return packs.rule_pack(N, B, "causal")
 
 
-def new_columns(n):
+@pytest.fixture
+def flex(torch):
+    return pytest.importorskip("maskq_cupy.flex")
+
+
+def new_columns(n=N):
     return cupy.empty((n, 2), np.int32)
+
+
+def new_tensor(torch):
+    return torch.empty((N, 2), dtype=torch.int32, device="cuda")
 
 
 def on_torch(torch, *arrays):
@@ -36,108 +44,100 @@ def check(pack, columns):
     packs.check(pack, cupy.asarray(columns)[None])
 
 
-def batch(cu):
-    return plan.Cuts(cu.data.ptr, cu.data.ptr, 1, 1, len(cu) - 1)
+def check_lists(torch, pack, mask):
+    """Compare the lists of a BlockMask with the reference's."""
+    right = packs.reference.to_blocks(packs.expected(pack, np.arange(pack.n)), pack.n)
+    for name, array in right._asdict().items():
+        np.testing.assert_array_equal(getattr(mask, name).cpu(), array, err_msg=name)
 
 
-def bare_rule_launch(pack, out):
-    """Return the bare launch of what a call with the causal rule launches."""
-    cu = cupy.asarray(pack.cu)
-    return baselines.bare([plan.rule_launch(batch(cu), CAUSAL, out.data.ptr, pack.n)], [cu, out])
+def made_of(launches, allocations=0, by="cupy.empty"):
+    """Return what a call is made of at least, which its time is compared with."""
+    return {"launches": launches, "allocations": allocations, "by": by}
 
 
-def bare_interval_launches(pack, out):
-    """Return the bare launches of what a call with intervals launches."""
-    cu, intervals = cupy.asarray(pack.cu), cupy.asarray(pack.intervals)
-    n, nbytes = pack.n, scratch_nbytes(pack.n)
-    scratch = cupy.empty(nbytes, np.uint8)
-    launches = plan.interval_launches(
-        batch(cu),
-        plan.Intervals(intervals.data.ptr, False, n),
-        out.data.ptr,
-        n,
-        scratch.data.ptr,
-    )
-    arrays = [cu, intervals, out]
-    if nbytes:  # as the plan lays it out
-        stairs = launches[0].named
-        parts = [stairs["group_edges"], stairs["ends"], stairs["starts"]]
-        arrays += [scratch[part - scratch.data.ptr :] for part in parts]
-    return baselines.bare(launches, arrays)
-
-
-# A rule, CuPy's arrays
+# What a call is made of
 
 
 def test_bare_launch(measure, pack):
-    out = new_columns(N)
-    launch = bare_rule_launch(pack, out)
-    measure("bare launch", timing.host_sample(launch), n=N, b=B)
-    check(pack, out)
+    launch = baselines.bare_launch(cupy.asarray(pack.cu), new_columns())
+    measure("bare launch", timing.host_sample(launch))
 
 
-def test_bare_launch_and_empty(measure, pack):
-    out = new_columns(N)
-    launch = bare_rule_launch(pack, out)
-    sample = timing.host_sample(lambda: (new_columns(N), launch()))
-    measure("bare launch + cupy.empty", sample, n=N, b=B)
-    check(pack, out)
+def test_cupy_empty(measure):
+    measure("cupy.empty", timing.host_sample(new_columns))
+
+
+def test_torch_empty(measure, torch):
+    measure("torch.empty", timing.host_sample(lambda: new_tensor(torch)))
+
+
+# Columns
 
 
 def test_out_given(measure, pack):
-    cu, out = cupy.asarray(pack.cu), new_columns(N)
+    cu, out = cupy.asarray(pack.cu), new_columns()
     sample = timing.host_sample(lambda: get_attn_mask_q(cu, cu, kv_token_num=N, out=out))
-    measure("out= given", sample, n=N, b=B, against="bare launch")
+    measure("out= given", sample, n=N, b=B, **made_of(1))
     check(pack, out)
 
 
 def test_new_array(measure, pack):
     cu = cupy.asarray(pack.cu)
     sample = timing.host_sample(lambda: get_attn_mask_q(cu, cu, kv_token_num=N))
-    measure("new array", sample, n=N, b=B, against="bare launch + cupy.empty")
+    measure("new array", sample, n=N, b=B, **made_of(1, 1))
     check(pack, get_attn_mask_q(cu, cu, kv_token_num=N))
 
 
-# Intervals, torch's tensors
-
-
 @pytest.mark.parametrize("n", [FEW_ROWS, MANY_ROWS])
-def test_bare_interval_launches_and_empties(measure, n):
-    """As many bare launches, and as many cupy.empty, as the call makes."""
-    pack = packs.interval_pack(n, B, "sorted")
-    out, nbytes = new_columns(n), scratch_nbytes(n)
-    launch = bare_interval_launches(pack, out)
-
-    def call():
-        new_columns(n)
-        if nbytes:
-            cupy.empty(nbytes, np.uint8)
-        launch()
-
-    measure("bare interval launches + cupy.empty", timing.host_sample(call), n=n, b=B)
-    check(pack, out)
-
-
-@pytest.mark.parametrize("n", [FEW_ROWS, MANY_ROWS])
-def test_torch_in(measure, torch, n):
+def test_three_tensors(measure, torch, n):
+    """Of many rows two launches, and scratch memory between them."""
     pack = packs.interval_pack(n, B, "sorted")
     q, k, intervals = on_torch(torch, pack.cu, pack.cu, pack.intervals)
     sample = timing.host_sample(lambda: get_attn_mask_q(q, k, intervals, n))
-    against = "bare interval launches + cupy.empty"
-    measure("torch in, new array", sample, n=n, b=B, against=against)
+    count = 1 if n == FEW_ROWS else 2
+    measure("three tensors of torch in", sample, n=n, b=B, **made_of(count, count))
     check(pack, get_attn_mask_q(q, k, intervals, n))
 
 
-def test_torch_in_on_another_stream(measure, torch):
+def test_three_tensors_on_another_stream(measure, torch):
     """torch works on a stream of its own, CuPy on the default one: events order them."""
     pack = packs.interval_pack(FEW_ROWS, B, "sorted")
     q, k, intervals = on_torch(torch, pack.cu, pack.cu, pack.intervals)
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         sample = timing.host_sample(lambda: get_attn_mask_q(q, k, intervals, FEW_ROWS))
-        against = "bare interval launches + cupy.empty"
-        measure("torch in, ordered by events", sample, n=FEW_ROWS, b=B, against=against)
+        measure("the same, ordered by events", sample, n=FEW_ROWS, b=B, **made_of(1, 1))
         check(pack, get_attn_mask_q(q, k, intervals, FEW_ROWS))
+
+
+# Masks
+
+
+@pytest.mark.parametrize("whose", ["torch", "CuPy"])
+def test_block_mask(measure, torch, flex, pack, whose):
+    columns = get_attn_mask_q(pack.cu, pack.cu, kv_token_num=N)
+    given = torch.from_dlpack(columns) if whose == "torch" else columns
+    sample = timing.host_sample(lambda: flex.block_mask(given, N))
+    facts = made_of(2, 1, "torch.empty")
+    measure(f"block_mask of {whose} columns", sample, n=N, b=B, **facts)
+    check_lists(torch, pack, flex.block_mask(given, N))
+
+
+def test_packed_block_mask(measure, torch, flex, pack):
+    (cu,) = on_torch(torch, pack.cu)
+    sample = timing.host_sample(lambda: flex.packed_block_mask(cu, cu, N, N))
+    measure("packed_block_mask", sample, n=N, b=B, **made_of(3, 2, "torch.empty"))
+    check_lists(torch, pack, flex.packed_block_mask(cu, cu, N, N))
+
+
+def test_arguments_of_flash_attention(measure, torch, pack):
+    """Lists for the forward and the backward pass, from cu_seqlens."""
+    pytest.importorskip("flash_attn.cute")
+    fa4 = pytest.importorskip("maskq_cupy.fa4")
+    (cu,) = on_torch(torch, pack.cu)
+    sample = timing.host_sample(lambda: fa4.packed_arguments(cu, cu, N, N, 128))
+    measure("FA4's packed_arguments", sample, n=N, b=B, **made_of(3, 2, "torch.empty"))
 
 
 # Torch in, torch out
@@ -147,20 +147,10 @@ def test_torch_in_and_out(measure, torch, pack):
     q, k = on_torch(torch, pack.cu, pack.cu)
 
     def call():
-        out = torch.empty((N, 2), dtype=torch.int32, device=q.device)
-        return get_attn_mask_q(q, k, out=out)
+        return get_attn_mask_q(q, k, out=new_tensor(torch))
 
-    measure("torch in and out", timing.host_sample(call), n=N, b=B, against="torch's operators")
+    measure("torch in and out", timing.host_sample(call), n=N, b=B, **made_of(1, 1, "torch.empty"))
     check(pack, call())
-
-
-def test_bare_launch_and_torch_empty(measure, torch, pack):
-    """The least that a launch on torch's memory costs."""
-    out = new_columns(N)
-    launch = bare_rule_launch(pack, out)
-    call = lambda: (torch.empty((N, 2), dtype=torch.int32, device="cuda"), launch())  # noqa: E731
-    measure("bare launch + torch.empty", timing.host_sample(call), n=N, b=B)
-    check(pack, out)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

@@ -3,7 +3,6 @@
 import time
 from types import SimpleNamespace
 
-import baselines
 import numpy as np
 import packs
 import pytest
@@ -12,7 +11,7 @@ from test_gpu_time import copies, new_outs
 from timing import cupy
 
 import maskq_cupy
-from maskq_cupy import cp, plan, reference
+from maskq_cupy import cp, reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.benchmark(group="gpu", timer=timing.clock)]
 
@@ -210,28 +209,10 @@ def test_columns_shard_and_tiles(measure):
 # The host's time
 
 
-def bare_shard_launch(columns, rows, out):
-    """Return the bare launch of a call with two chunks on the GPU."""
-    chunks = plan.Chunks(rows.data.ptr, 2, len(rows))
-    launches = plan.shard_launches(
-        columns.data.ptr, 1, len(columns), chunks, plan.ALL_KEYS, out.data.ptr, len(columns), 0
-    )
-    return baselines.bare(launches, [columns, rows, out])
-
-
 def of_two_chunks(n):
     cu, rows, _ = shard_of("zigzag", n)
     columns = columns_of(cu)
     return cu, rows, columns, cupy.asarray(rows, np.int64), cupy.empty((n, 2), np.int32)
-
-
-@ON_HOST
-def test_bare_shard_launch(measure):
-    cu, rows, columns, chunks, out = of_two_chunks(8192)
-    measure(
-        "bare shard launch", timing.host_sample(bare_shard_launch(columns, chunks, out)), n=8192
-    )
-    check(cu, rows, None, [out])
 
 
 @ON_HOST
@@ -243,7 +224,7 @@ def test_shard_call(measure, torch, where):
     row_chunks = torch.as_tensor(chunks) if where == "GPU" else rows
     sample = timing.host_sample(lambda: maskq_cupy.shard_columns(given, row_chunks, out=out))
     what = f"shard, torch in, out=, chunks on the {where}"
-    measure(what, sample, n=8192, against="bare shard launch")
+    measure(what, sample, n=8192, launches=1, allocations=0, by="")
     check(cu, rows, None, [cupy.asarray(out)])
 
 
