@@ -77,10 +77,16 @@ docs: $(FOR_DOCS) ## draw the masks and build the documentation into site/, with
 	$(BIN)/python docs/draw_masks.py
 	$(BIN)/python -m mkdocs build
 
+# Of users' files: with what is installed of torch, and without this package's own settings.
+AS_USERS_DO := --strict --config-file= --cache-dir .mypy_cache/users --ignore-missing-imports \
+	--follow-imports silent tests/typed
+
 lint: $(FOR_LINT) ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy $(AS_USERS_DO)
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 wheel: $(FOR_DEMO) ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -1,8 +1,13 @@
 """Speculative decoding: a tree of draft tokens is verified in one call, behind a cached prompt.
 
 The drafts come level by level and their outputs go back so; in between, all is in depth-first
-order. Compared with each draft's path alone. Without a GPU the NumPy reference makes the mask.
+order.
+
+Needs torch. Without CuPy or a GPU the NumPy reference makes the mask.
+Prints how far the result is from that of each draft's path alone.
 """
+
+from importlib.util import find_spec
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -24,7 +29,7 @@ def path(segment: int) -> list[int]:
 
 def main() -> None:
     torch.manual_seed(0)
-    on_gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available() and find_spec("cupy") is not None
     drafts = len(PARENT) - 1
     size, device = (1, HEADS, PROMPT + drafts, HEAD_DIM), "cuda" if on_gpu else "cpu"
     k, v = torch.randn(2, *size, dtype=torch.float64, device=device)

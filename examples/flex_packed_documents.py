@@ -1,6 +1,7 @@
 """Packed documents through FlexAttention: each token sees its own document, up to itself.
 
-Compares the result and the gradients with scaled_dot_product_attention of each document alone.
+Needs torch, CuPy and a GPU.
+Prints how far result and gradients are from torch's attention of each document alone.
 """
 
 import itertools

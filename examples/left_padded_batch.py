@@ -1,9 +1,13 @@
 """A left-padded batch: each token sees its own row's tokens up to itself, padding sees nothing.
 
 From the attention mask of a tokenizer to columns (b, 1, L, 2), here given to
-scaled_dot_product_attention as a dense mask. Compares with each row alone, without its padding.
-Runs on a GPU, or by the reference on the CPU.
+scaled_dot_product_attention as a dense mask.
+
+Needs torch. Without CuPy or a GPU the NumPy reference makes the columns.
+Prints how far the result is from that of each row alone, without its padding.
 """
+
+from importlib.util import find_spec
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -16,7 +20,7 @@ HEADS, HEAD_DIM = 4, 32
 
 
 def main() -> None:
-    has_gpu = torch.cuda.is_available()
+    has_gpu = torch.cuda.is_available() and find_spec("cupy") is not None
     device, mq = ("cuda", maskq_cupy) if has_gpu else ("cpu", reference)
     b, length = len(LENGTHS), max(LENGTHS)
     first = length - torch.tensor(LENGTHS)

@@ -1,10 +1,10 @@
 """Packed documents through Paddle's FlashMask: the call that the columns are made for.
 
-Compares the result with scaled_dot_product_attention of each document alone. Without a GPU, where
-Paddle has no FlashMask, a dense mask reads the bounds as its kernels do: this was run, with paddle
-3.3.1 on the CPU. The call on a GPU was not: paddlepaddle-gpu ends at 2.6.2 in the registry that it
-is installed from. Its kernel in CuTe (PaddlePaddle/flash-attention, commit 9985af5) did take these
-bounds, on an H100.
+Needs Paddle; with its build for GPUs, CuPy too. The build for CPUs has no FlashMask: there a dense
+mask reads the bounds as FlashMask's kernels do. This was run, with Paddle 3.3.1. The call on a GPU
+was not, for want of a recent paddlepaddle-gpu. FlashMask's kernel in CuTe
+(PaddlePaddle/flash-attention, commit 9985af5) did take these bounds, on an H100.
+Prints how far the result is from Paddle's attention of each document alone.
 """
 
 import itertools

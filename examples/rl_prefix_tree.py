@@ -1,8 +1,12 @@
 """Many answers to one prompt, packed once: attention over prefix trees, as in RL rollouts.
 
-A prompt's tokens are there once, and all of its answers see them; compared with each conversation,
-a prompt and one of its answers, alone. Without a GPU the NumPy reference makes the columns.
+A prompt's tokens are there once, and all of its answers see them.
+
+Needs torch. Without CuPy or a GPU the NumPy reference makes the columns.
+Prints how far the result is from that of each conversation, a prompt and one answer, alone.
 """
+
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -29,7 +33,7 @@ def main() -> None:
     torch.manual_seed(0)
     lengths, parent = pack()
     cu = np.cumsum([0, *lengths])
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and find_spec("cupy"):
         columns = torch.from_dlpack(tree_attn_mask_q(parent, cu, cu))
     else:
         columns = torch.from_numpy(reference.tree_attn_mask_q(parent, cu, cu))

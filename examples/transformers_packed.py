@@ -1,9 +1,14 @@
 """Packed documents through transformers: a Llama, and a Gemma 3 of sliding and full layers.
 
 The batch is what a flattening collator gives: one row of tokens, position ids that start anew at
-each document. The mask is made from them, once for all layers. Compares the logits with those of
-each document alone. The models are tiny and random; FlexAttention is compiled on a GPU or the CPU.
+each document. The mask is made from them, once for all layers. The models are tiny and random.
+
+Needs torch and transformers. With CuPy and a GPU all runs there; without, the NumPy reference makes
+the lists of the mask, and FlexAttention is compiled for the CPU.
+Prints how far the logits are from those of each document alone.
 """
+
+from importlib.util import find_spec
 
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
@@ -47,7 +52,7 @@ def largest_difference(
 
 
 def main() -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() and find_spec("cupy") else "cpu"
     torch.manual_seed(0)
     batch = {
         "input_ids": torch.randint(1, SIZES["vocab_size"], (1, sum(LENGTHS)), device=device),

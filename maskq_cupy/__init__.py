@@ -30,7 +30,7 @@ from maskq_cupy.reference import Blocks, CuSeqlens, TreeOrder, blocks_width, tre
 from maskq_cupy.shards import needed_keys, shard_columns
 from maskq_cupy.tree import tree_attn_mask_q
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Blocks",

@@ -135,7 +135,7 @@ def _draw(
 
 
 def _width() -> int:
-    return min(max(shutil.get_terminal_size((100, 24)).columns, 40), 160)
+    return min(max(shutil.get_terminal_size().columns, 40), 160)
 
 
 def _block_size(sizes: list[int] | None) -> tuple[int, int] | None:
@@ -226,10 +226,9 @@ def _shards(
         if options.scheme is not None:
             raise ValueError("--scheme needs --shards: how many ranks there are")
         return ""
-    lists = reference.to_blocks(columns, int(cu_seqlens_q[-1]), cp.TILE)
     chunks = cp.cp_chunks(
         cu_seqlens_q, cu_seqlens_k, options.shards, options.scheme or "balanced",
-        work=lists.kv_num_blocks + lists.full_kv_num_blocks,
+        work=picture.live_tiles(columns, int(cu_seqlens_q[-1]), (cp.TILE, cp.TILE)),
     )  # fmt: skip
     return picture.shard_drawing(
         columns, cu_seqlens_q, cu_seqlens_k, chunks, tile or cp.TILE, width=_width()

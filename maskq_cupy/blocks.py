@@ -36,8 +36,8 @@ def to_blocks(
     torch's ``create_block_mask`` for the same mask.
 
     With a ``width`` below what a tile needs, **its list is cut, and so pairs are hidden**: a count
-    is at most the width. `blocks_width` gives one that is enough for a pack; ``needed`` or
-    ``validate=True`` tells whether one was.
+    is at most the width. `blocks_width` gives a width that is enough for a pack. ``needed`` and
+    ``validate=True`` tell whether a width was enough.
 
     Args:
         columns: int32, shape (N, 2) or (b, h, N, 2), columns [LTS, UTE], on a GPU.

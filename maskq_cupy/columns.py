@@ -7,6 +7,7 @@ from maskq_cupy.call import Call
 from maskq_cupy.excess import check_excess
 from maskq_cupy.pack import asked_column_num, pack_of, spans_of
 from maskq_cupy.rule import resolve_rule
+from maskq_cupy.typed import Out
 
 
 def get_attn_mask_q(
@@ -22,11 +23,11 @@ def get_attn_mask_q(
     causal_block: int | None = None,
     chunk_size: int | None = None,
     spans: Any = None,
-    out: Any = None,
+    out: Out | None = None,
     scratch: Any = None,
     stream: Any = None,
     validate: bool = False,
-) -> Any:
+) -> Out:
     """Return, for each key column of a packed batch, the rows that see it.
 
     Arrays may be CuPy's, torch's, JAX's, Numba's, Paddle's or anything with ``__dlpack__`` or

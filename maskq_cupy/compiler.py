@@ -308,8 +308,9 @@ def _module(file: str) -> Any:
 def warm_up(device: int | None = None) -> None:
     """Compile and load every kernel for a device, the current one if None.
 
-    Seconds the first time on a machine, milliseconds from CuPy's disk cache, microseconds from then
-    on. Calls do it by themselves at a kernel's first use, but not in a graph capture.
+    This takes seconds the first time on a machine, milliseconds from CuPy's disk cache, and
+    microseconds from then on. A call compiles a kernel by itself at its first use, but cannot in a
+    graph capture.
 
     Args:
         device: its number.

@@ -14,6 +14,16 @@ import numpy as np
 from maskq_cupy import checks, host
 from maskq_cupy.rule import INT32_MAX, Rule, resolve_rule
 
+__all__ = [
+    "SCHEMES",
+    "TILE",
+    "chunk_rows",
+    "chunks_of",
+    "cp_chunks",
+    "gathered_keys",
+    "rows_below",
+]
+
 TILE = 128  # rows, and keys, of the tiles in which work is counted
 SCHEMES = ("contiguous", "zigzag", "per_sequence", "balanced")
 
@@ -36,10 +46,11 @@ def cp_chunks(
 ) -> list[np.ndarray]:
     """Return the row chunks of each rank: a partition of the pack's rows.
 
-    ``contiguous``: equal parts. ``zigzag``: parts r and 2 W - 1 - r of 2 W equal ones for rank r of
-    W. ``per_sequence``: the same of each sequence, and of the padding rows. ``balanced``: tiles of
-    rows, heaviest first, each to the least loaded rank with room; of the largest size among 2,048,
-    1,024 ... 128 rows that deals all ranks as many rows, and work within the tolerance.
+    ``contiguous`` gives equal parts. ``zigzag`` gives rank r of W the parts r and 2 W - 1 - r of
+    2 W equal ones. ``per_sequence`` does the same with each sequence, and with the padding rows.
+    ``balanced`` deals tiles of rows, the heaviest first, each to the least loaded rank with room.
+    Its tiles have the largest of 2,048, 1,024 ... 128 rows with which all ranks get as many rows,
+    and work within the tolerance.
 
     Args:
         cu_seqlens_q: int32 or int64, shape (B + 1,) or longer, non-decreasing from 0, on the host.
@@ -49,14 +60,15 @@ def cp_chunks(
         q_token_num: number of rows, those of padding included; ``cu_seqlens_q[B]`` if None.
         causal, window, num_sink_tokens, align, chunk_size, causal_block: the rule, from which
             ``balanced`` counts the work.
-        work: numbers >= 0, one for each 128 rows: the work, where no rule says it, as of spans,
-            intervals and trees. ``kv_num_blocks + full_kv_num_blocks`` of ``to_blocks``, say.
+        work: numbers >= 0, one for each 128 rows: the work of masks that the rule does not say,
+            such as spans, intervals and trees. ``kv_num_blocks + full_kv_num_blocks`` of
+            ``to_blocks`` is one such count.
         tolerance: how far above the mean a rank's work may be before tiles are made smaller.
 
     Returns:
         world_size arrays, int32, shape (C, 2): [start, end) in rows of the pack, ascending, none
-        empty. With ``balanced`` all ranks have as many rows where 128 W divides Q, and else the
-        same but for one tile of 128.
+        empty. With ``balanced`` all ranks have as many rows if 128 W divides Q. Otherwise they
+        differ by a tile of 128 at most.
 
     O(Q / 128 + B) work, and O(B W) of ``per_sequence``; on the host, no GPU is asked.
 
@@ -252,7 +264,8 @@ def _deal(work: np.ndarray, world: int, has_ragged_tile: bool = False) -> tuple[
 def chunk_rows(chunks: Any) -> np.ndarray:
     """Return the rows of one rank's chunks, or of all ranks' rank by rank.
 
-    For ``index_select``, positions and labels; of all ranks, its argsort restores the pack's order.
+    They are what ``index_select`` wants, and positions and labels. The argsort of the rows of all
+    ranks restores the pack's order.
 
     Args:
         chunks: int32 or int64, shape (C, 2), ascending; or a list of such.
@@ -323,8 +336,8 @@ def chunks_of(rows: Any) -> np.ndarray:
 def rows_below(row_chunks: Any, positions: Any) -> np.ndarray:
     """Return how many of a rank's rows lie below each position of the pack.
 
-    Of ``cu_seqlens_q`` it is the rank's own cu_seqlens, for intervals: a rule on it would have
-    another diagonal.
+    For the positions ``cu_seqlens_q`` the result is the rank's own cu_seqlens. Use them with
+    intervals only, as a rule would have another diagonal there.
 
     Args:
         row_chunks: int32 or int64, shape (C, 2), ascending, on the host.
@@ -354,12 +367,12 @@ def rows_below(row_chunks: Any, positions: Any) -> np.ndarray:
 def gathered_keys(chunks: Sequence[Any], kv_token_num: int | None = None) -> np.ndarray:
     """Return the key chunks of an all-gather of keys that were dealt like the rows.
 
-    Rank by rank, each filled to the longest rank's length with padding keys, since NCCL gathers
-    equal shapes.
+    The chunks come rank by rank. Padding keys fill each rank to the length of the longest, since
+    NCCL gathers equal shapes.
 
     Args:
         chunks: each rank's, int32 or int64, shape (C, 2), ascending.
-        kv_token_num: number of columns N, which the padding keys lie behind; as many as the rows
+        kv_token_num: number of columns N; the padding keys lie behind them. As many as the rows
             if None.
 
     Returns:

@@ -10,6 +10,7 @@ from maskq_cupy.call import Call
 from maskq_cupy.pack import stride
 from maskq_cupy.plan_cu_seqlens import Tokens
 from maskq_cupy.reference import CuSeqlens
+from maskq_cupy.typed import Out, Pair
 
 _WAITS = "validate=True waits for the GPU"
 
@@ -19,11 +20,11 @@ def cu_seqlens_from_ids(
     max_sequence_num: int,
     padding_id: int | None = None,
     *,
-    out: Any = None,
+    out: Out | None = None,
     scratch: Any = None,
     stream: Any = None,
     validate: bool = False,
-) -> Any:
+) -> Out:
     """Return where documents begin in a row of document ids, one id a token.
 
     Equal neighbours are one document; an id that comes again later is another one.
@@ -73,11 +74,11 @@ def cu_seqlens_from_positions(
     position_ids: Any,
     max_sequence_num: int,
     *,
-    out: Any = None,
+    out: Out | None = None,
     scratch: Any = None,
     stream: Any = None,
     validate: bool = False,
-) -> Any:
+) -> Out:
     """Return where documents begin in position ids that start anew at each document.
 
     A document begins where a position is not the one before plus 1. So padding is not known, and
@@ -118,11 +119,11 @@ def spans_from_ids(
     max_span_num: int,
     text_id: int = -1,
     *,
-    out: Any = None,
+    out: Out | None = None,
     scratch: Any = None,
     stream: Any = None,
     validate: bool = False,
-) -> Any:
+) -> Out:
     """Return the spans of tokens that see each other, from ids that tell them from text.
 
     A span is a run of one id other than text_id.
@@ -192,11 +193,11 @@ def _listed(call: Call, source: Tokens, shape: tuple[int, ...], **kind: Any) -> 
 def cu_seqlens_from_padding(
     mask: Any,
     *,
-    out: Any = None,
+    out: Pair | None = None,
     scratch: Any = None,
     stream: Any = None,
     validate: bool = False,
-) -> Any:
+) -> Pair:
     """Return the cuts of a padded batch, as a pack of b * L rows and keys, from its padding mask.
 
     Each batch row becomes five sequences: front rows, front keys, the one from its first to its
@@ -257,10 +258,10 @@ def cu_seqlens_from_slots(
     cu_seqlens_k: Any,
     cu_seqlens_k_padded: Any,
     *,
-    out: Any = None,
+    out: Pair | None = None,
     stream: Any = None,
     validate: bool = False,
-) -> Any:
+) -> Pair:
     """Return the cuts of sequences that lie in wider slots, as TransformerEngine's THD has them.
 
     Each becomes three sequences: itself, its gap's keys with no rows, its gap's rows with no keys.

@@ -7,6 +7,7 @@ import numpy as np
 from maskq_cupy import checks, plan
 from maskq_cupy.call import Call
 from maskq_cupy.pack import pack_of
+from maskq_cupy.typed import Out
 
 
 def excess_pairs(
@@ -16,8 +17,8 @@ def excess_pairs(
     *,
     scratch: Any = None,
     stream: Any = None,
-    out: Any = None,
-) -> Any:
+    out: Out | None = None,
+) -> Out:
     """Return how many (row, key) pairs the columns of intervals show beyond them.
 
     0 means that ``get_attn_mask_q(cu_seqlens_q, cu_seqlens_k, attn_mask_kv)`` shows exactly these

@@ -9,12 +9,21 @@ Made once, the arguments serve every layer of a step. On torch's current stream,
 import functools
 import warnings
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 
 from maskq_cupy import checks, flex, plan
 from maskq_cupy.reference import Blocks
+
+__all__ = [
+    "Arguments",
+    "arguments",
+    "attention",
+    "block_size",
+    "dq_write_order",
+    "packed_arguments",
+]
 
 # What the tests ran with. Tiles, and what is refused, are facts of these versions.
 TESTED = {"flash-attn-4": "4.0.0b36", "nvidia-cutlass-dsl": "4.8.1"}
@@ -102,10 +111,10 @@ def arguments(
             compiled but never run; not with a width that may cut a list.
 
     Returns:
-        Arguments, a dict: ``mask_mod``, ``aux_tensors``, the lists, and ``causal=False``,
-        ``window_size=(None, None)`` and ``deterministic``, so that to give them again is a
-        TypeError: the backward pass, other than the forward pass, would apply them on top of the
-        mask, to silently wrong gradients.
+        Arguments, a dict: ``mask_mod``, ``aux_tensors``, the lists, ``causal=False``,
+        ``window_size=(None, None)`` and ``deterministic``. The last three are there so that giving
+        one of them again is a TypeError. The forward pass would ignore it, but the backward pass
+        would apply it on top of the mask, and the gradients would be wrong without an error.
 
     The launches of ``to_blocks`` on torch's current stream, and a few of torch's under
     ``deterministic=True``; no synchronisation. All memory is torch's, so that a
@@ -149,6 +158,16 @@ def packed_arguments(
         kv_token_num: number of key columns N, as long as the key tensor.
         head_dim, head_dim_v, width, backward, deterministic: as in ``arguments``.
         **rule: the mask, as in ``get_attn_mask_q``: ``window``, ``attn_mask_kv``, ``validate``...
+
+    Returns:
+        Arguments, as `arguments` does.
+
+    The launches of ``get_attn_mask_q`` and of `arguments`; no synchronisation unless under
+    ``validate=True``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+        ImportError: without FlashAttention-4.
     """
     columns = flex.packed_columns(cu_seqlens_q, cu_seqlens_k, kv_token_num, rule)
     return arguments(
@@ -157,6 +176,12 @@ def packed_arguments(
     )  # fmt: skip
 
 
+@overload
+def attention(
+    q: Any, k: Any, v: Any, arguments: Arguments, *, return_lse: Literal[True], **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def attention(q: Any, k: Any, v: Any, arguments: Arguments, **options: Any) -> torch.Tensor: ...
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def attention(q: Any, k: Any, v: Any, arguments: Arguments, **options: Any) -> Any:
     """Return the attention of queries to keys and values, by FlashAttention-4 with our lists.
@@ -166,19 +191,19 @@ def attention(q: Any, k: Any, v: Any, arguments: Arguments, **options: Any) -> A
         k: the same dtype, shape (batch, N, key heads, head_dim); its heads divide those of q.
         v: the same dtype, shape (batch, N, key heads, head_dim_v).
         arguments: what `arguments` or `packed_arguments` returned.
-        **options: more for ``flash_attn_func``, ``softmax_scale=`` say.
+        **options: other arguments of ``flash_attn_func``, such as ``softmax_scale=``.
 
     Returns:
         Tensor of q's dtype, shape (batch, Q, heads, head_dim_v); with ``return_lse=True`` a pair
         of it and the logarithms of the sums, float32, shape (batch, heads, Q). A row that sees
         nothing is 0.
 
-    Gradients flow to q, k and v. In a model under ``torch.compile`` it is a break of the graph.
+    Gradients flow to q, k and v. The call breaks the graph of a model under ``torch.compile``.
 
     Raises:
-        TypeError, ValueError: before FlashAttention-4 compiles anything, where the tensors are not
-            those that the arguments were made for, or where it cannot do with lists what the
-            options ask for.
+        TypeError, ValueError: if the tensors are not those that the arguments were made for, or if
+            FlashAttention-4 cannot do with lists what the options ask for. They are raised before
+            it compiles anything.
     """
     if not isinstance(arguments, Arguments):
         raise TypeError(

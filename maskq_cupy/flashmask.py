@@ -1,28 +1,51 @@
 """FlashMask's ``startend_row_indices`` and lists from columns, as tensors of torch or Paddle."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from maskq_cupy.checks import check_int, form_error
 from maskq_cupy.reference import Blocks
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "forward_lists",
+    "startend_row_indices",
+]
+
+Tensor = TypeVar("Tensor")
 
 # What FlashMask's kernel for sm_90 reads of a listed tile: its number, and whether to mask pairs.
 _IS_PARTIAL = 1 << 30
 
 
+@overload
+def startend_row_indices(
+    columns: Any, heads: int | None = None, *, framework: Literal["torch"]
+) -> "torch.Tensor": ...
+@overload
+def startend_row_indices(
+    columns: Tensor, heads: int | None = None, *, framework: None = None
+) -> Tensor: ...
+@overload
+def startend_row_indices(
+    columns: Any, heads: int | None = None, *, framework: Literal["paddle"]
+) -> Any: ...
 def startend_row_indices(
     columns: Any, heads: int | None = None, *, framework: str | None = None
 ) -> Any:
-    """Return columns as FlashMask takes them: with ``causal=False``, which they already hold.
+    """Return columns as FlashMask takes them, with ``causal=False``.
 
     ``flashmask_attention(q, k, v, startend_row_indices=startend_row_indices(columns),
-    causal=False)``: with ``causal=True`` it would read UTE as the end of a hidden run, silently.
+    causal=False)``: the columns hold causality already. With ``causal=True`` FlashMask would read
+    UTE as the end of a hidden run, and say nothing.
 
     Args:
         columns: int32, shape (N, 2) or (b, h, N, 2), columns [LTS, UTE]: a tensor of torch or
             Paddle, or any array with ``__dlpack__``. h counts key heads.
-        heads: number of heads of the result; that of the columns, 1 for (N, 2), if None. What
-            kernels of one mask a head need: a 1 is repeated.
+        heads: number of heads of the result; that of the columns, 1 for (N, 2), if None. Columns
+            of one head are repeated, for kernels that want a mask for each head.
         framework: ``"torch"`` or ``"paddle"``, for columns of another framework than the result.
 
     Returns:
@@ -54,20 +77,25 @@ def forward_lists(blocks: Blocks, *, framework: str | None = None) -> tuple[Any,
 
     For ``block_sparse_tensors=BlockSparseTensorsPaddle(*forward_lists(blocks))`` beside
     ``startend_row_indices``, in the fork of FlashAttention-4 at PaddlePaddle/flash-attention,
-    commit 9985af5. It makes such lists itself where none are given, from each tile's least and
-    greatest bounds. On an H100, with head_dim 128, the forward pass was 10 to 11 % faster with
-    these for causal documents at 32 K tokens and for a window at 128 K, and 15 % slower for image
-    spans at 128 K: measure yours.
+    commit 9985af5. If no lists are given, that kernel makes its own from each tile's least and
+    greatest bounds. On an H100, with head_dim 128, the forward pass was 10 to 11 % faster with our
+    lists for causal documents at 32 K tokens and for a window at 128 K, and 15 % slower for image
+    spans at 128 K. Measure your own case.
 
     Args:
-        blocks: what ``to_blocks(columns, Q, (128, 128))`` returned, of full width: those are the
-            tiles that the kernel computes up to head_dim 128; above it is (128, 64).
+        blocks: what ``to_blocks(columns, Q, (128, 128))`` returned, of full width. The kernel
+            computes tiles of (128, 128) up to head_dim 128, and of (128, 64) above.
         framework: ``"torch"`` or ``"paddle"``, for arrays of another framework than the result.
 
     Returns:
         Four int32 tensors: counts of partial tiles (b, h, Qt), their numbers (b, h, Qt, Nt) with
         bit 30 set, and of full tiles alike. The counts, and the numbers of full tiles, share the
         memory of the blocks.
+
+    One addition by the framework; no synchronisation.
+
+    Raises:
+        ValueError: naming the framework and the array, if that is of neither.
     """
     mask_num, mask_indices, full_num, full_indices = (
         _tensor_of(getattr(blocks, name), f"blocks.{name}", framework)

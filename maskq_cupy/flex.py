@@ -18,11 +18,22 @@ from maskq_cupy.columns import get_attn_mask_q
 from maskq_cupy.reference import Blocks
 from maskq_cupy.torch_ops import current_stream
 
+__all__ = [
+    "ColumnsBlockMask",
+    "MaskMod",
+    "RefinedMaskMod",
+    "as_block_mask",
+    "block_mask",
+    "mask_mod",
+    "packed_block_mask",
+    "padded_block_mask",
+]
+
 
 class MaskMod:
     """The function of (b, h, q_idx, kv_idx) by which FlexAttention asks for single pairs.
 
-    An object of a module's own class, so that it pickles and copies.
+    A nested function would not pickle or copy; an object of this class does.
     """
 
     def __init__(self, columns: torch.Tensor) -> None:
@@ -54,7 +65,7 @@ class MaskMod:
 
 
 class RefinedMaskMod(MaskMod):
-    """The pairs that columns show and ``refine``, a mask_mod of the caller's, shows too."""
+    """A MaskMod that shows a pair if the columns show it and the caller's ``refine`` does too."""
 
     def __init__(self, columns: torch.Tensor, refine: Callable[..., Any]) -> None:
         super().__init__(columns)
@@ -65,11 +76,11 @@ class RefinedMaskMod(MaskMod):
 
 
 class ColumnsBlockMask(BlockMask):  # type: ignore[misc]  # torch is not there for mypy
-    """A BlockMask whose ``mask_mod`` is a MaskMod, whose columns go where the lists go.
+    """A BlockMask whose ``mask_mod`` is a MaskMod: its columns go where the lists go.
 
-    ``mask[b]`` and ``mask[b, h]``, with ints or slices, have the columns of that slice: torch's own
-    has none. Of a narrow one, whose lists have less room than there are tiles, ``str``,
-    ``to_dense`` and ``mask[b, h]`` work; ``_adjust`` raises.
+    ``mask[b]`` and ``mask[b, h]``, with ints or slices, have the columns of that slice. torch's own
+    masks lose their ``mask_mod`` there. A mask is narrow if its lists have less room than there are
+    tiles: then ``str``, ``to_dense`` and ``mask[b, h]`` work, and ``_adjust`` raises.
     """
 
     mask_mod: MaskMod
@@ -180,8 +191,8 @@ def block_mask(
             ``flex_attention`` computes at a time.
         width: room of the lists, as in ``maskq_cupy.to_blocks``: for ``flex_attention`` compiled
             for a GPU.
-        refine: a mask_mod that hides further pairs, for what two columns cannot say. It is asked in
-            every tile that shows a pair, all of which are partial then.
+        refine: a mask_mod that hides further pairs, for what two columns cannot say. All tiles that
+            show a pair are partial then, and ``refine`` is asked for each of their pairs.
 
     Returns:
         ColumnsBlockMask of shape (b, h, Q, N), with the lists for the forward and the backward
@@ -266,8 +277,14 @@ def packed_block_mask(
             ``causal_block``, ``chunk_size``, ``spans``, ``attn_mask_kv`` or ``validate``. Arrays
             are torch tensors on the same GPU.
 
+    Returns:
+        ColumnsBlockMask of shape (1, 1, Q, N).
+
     Three or four launches on torch's current stream; no synchronisation unless under
-    ``validate=True``. Memory and errors are those of ``block_mask``.
+    ``validate=True``. Memory is as in ``block_mask``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
     """
     columns = packed_columns(cu_seqlens_q, cu_seqlens_k, kv_token_num, rule)
     return block_mask(columns, q_token_num, block_size, width=width, refine=refine)
@@ -293,7 +310,10 @@ def padded_block_mask(
         ColumnsBlockMask of shape (b, 1, L, L). Padding sees nothing and is seen by nobody.
 
     Five launches on torch's current stream, six where batch rows are more than 16 KiB; no
-    synchronisation unless under ``validate=True``. Memory and errors are those of ``block_mask``.
+    synchronisation unless under ``validate=True``. Memory is as in ``block_mask``.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
     """
     mask, operators = attention_mask, torch.ops.maskq_cupy
     if not torch.compiler.is_compiling():

@@ -6,16 +6,17 @@ from typing import Any
 from maskq_cupy import checks, plan, tokens
 from maskq_cupy.call import Call, check_columns, columns_of
 from maskq_cupy.reference import DENSE_LIMIT
+from maskq_cupy.typed import Out
 
 
 def to_four_columns(
     columns: Any,
     q_token_num: int,
     *,
-    out: Any = None,
+    out: Out | None = None,
     stream: Any = None,
     validate: bool = False,
-) -> Any:
+) -> Out:
     """Return the columns in the older form of FlashMask's operators.
 
     Args:
@@ -51,8 +52,8 @@ def to_four_columns(
 
 
 def split_columns(
-    columns: Any, b: int, q_token_num: int, *, out: Any = None, stream: Any = None
-) -> Any:
+    columns: Any, b: int, q_token_num: int, *, out: Out | None = None, stream: Any = None
+) -> Out:
     """Return the columns of a pack of b equal parts as those of a batch, rows counted in each part.
 
     Args:
@@ -87,10 +88,10 @@ def to_dense(
     q_token_num: int,
     *,
     limit: int = DENSE_LIMIT,
-    out: Any = None,
+    out: Out | None = None,
     stream: Any = None,
     validate: bool = False,
-) -> Any:
+) -> Out:
     """Return the mask as a matrix: does the row see the column?
 
     Args:

@@ -1,13 +1,15 @@
 """Pictures of a mask, drawn from its columns alone: a table, a drawing in text, a PNG.
 
-Text is plain ASCII, so that it survives a pipe, a log and a terminal without colour. Packs larger
-than the picture are scaled down to a grid of cells; nothing here builds a matrix of rows x keys.
+Text is plain ASCII, so that it survives a pipe, a log and a terminal without colour. A pack larger
+than the picture is scaled down to a grid of cells, and the picture says how large they are. Nothing
+here builds a matrix of rows x keys, nor one of tiles: a million tokens take seconds.
 NumPy is all that is needed; matplotlib (the ``plot`` extra) is imported when a PNG is saved.
 """
 
 import os
+import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,11 +50,19 @@ def coverage(columns: np.ndarray, row_edges: np.ndarray, column_edges: np.ndarra
            [1.  , 1.  ]])
     """
     row_edges, column_edges = np.asarray(row_edges, np.int64), np.asarray(column_edges, np.int64)
-    heights, widths = np.diff(row_edges), np.diff(column_edges)
     lts, ute = columns[column_edges[0] : column_edges[-1]].T
-    before_lts = _rows_before(np.maximum(lts, ute), row_edges, widths)
-    shown = before_lts - _rows_before(ute, row_edges, widths)
-    return shown / np.maximum(np.outer(heights, widths), 1)
+    shown = _pairs(ute, np.maximum(lts, ute), row_edges, np.diff(column_edges))
+    return shown / np.maximum(np.outer(np.diff(row_edges), np.diff(column_edges)), 1)
+
+
+def _pairs(
+    first: np.ndarray, end: np.ndarray, row_edges: np.ndarray, widths: np.ndarray
+) -> np.ndarray:
+    """Return how many pairs each cell has, of columns that are seen by the rows first .. end - 1.
+
+    The first ``widths[0]`` columns are those of the grid's first column of cells, and so on.
+    """
+    return _rows_before(end, row_edges, widths) - _rows_before(first, row_edges, widths)
 
 
 def _rows_before(bound: np.ndarray, row_edges: np.ndarray, widths: np.ndarray) -> np.ndarray:
@@ -126,8 +136,7 @@ def drawing(
     room = width - margin - 2
     (rows, row_cuts), (keys, key_cuts) = _cells(q, row_num, height), _cells(k, column_num, room)
     pitch = 2 if 2 * (len(keys) - 1 + len(key_cuts)) <= room else 1
-    scales = row_num / (len(rows) - 1), column_num / (len(keys) - 1)
-    scaled = max(scales) > 1
+    scaled = _is_scaled(rows, keys)
 
     rule = " " * margin + "  " + _line("-" * (len(keys) - 1), key_cuts, pitch, "+", "-")
     lines = ["row".rjust(margin) + "  " + _labels(keys, key_cuts, pitch, 6 if scaled else 1)]
@@ -140,7 +149,7 @@ def drawing(
             lines.append(rule)
         lines.append(f"{rows[r]:>{margin}}  " + _line(cells, key_cuts, pitch, "|", " "))
     if scaled:
-        high, wide = (f"{scale:,.{int(scale < 10)}f}" for scale in scales)
+        high, wide = _cell_size(rows, keys)
         lines.append(f"One character: about {high} rows x {wide} keys, of sequence A, B, ...")
         lines.append("A: all shown, a: a part, .: nothing, *: parts of several sequences")
     else:
@@ -180,23 +189,28 @@ def tile_drawing(
     """
     columns = _first_slice(columns)
     block_q, block_k = checks.check_block_size(block_size)
-    states = _tile_states(columns, q_token_num, (block_q, block_k))
-    if not states.size:
+    if not q_token_num or not len(columns):
         return f"No tiles: {q_token_num} query rows, {len(columns)} key columns."
     margin = max(len(str(q_token_num)), 3)
     room = width - margin - 2
-    cells, rows, keys = _tile_cells(states, height, room)
-    pitch = 2 if 2 * (len(keys) - 1) <= room else 1
-    full, partial = (f"{np.count_nonzero(states == state):,}" for state in (FULL, PARTIAL))
-    empty = f"{np.count_nonzero(states == EMPTY):,}"
+    tiles = _tile_cells(columns, q_token_num, (block_q, block_k), height, room)
+    pitch = 2 if 2 * (len(tiles.keys) - 1) <= room else 1
+    total = int(tiles.rows[-1] * tiles.keys[-1])
     no_cuts = np.empty(0, int)
-    lines = [
-        f"Tiles of {block_q} rows x {block_k} keys: {full} full, {partial} partial, {empty} empty"
-    ]
-    lines.append("row".rjust(margin) + "  " + _labels(keys * block_k, no_cuts, pitch, 1))
-    for row, line in zip(rows * block_q, np.array(list(".+#"))[cells], strict=False):
+    counts = (
+        f"Tiles of {block_q} rows x {block_k} keys: {tiles.full:,} full, "
+        f"{tiles.live - tiles.full:,} partial, {total - tiles.live:,} empty"
+    )
+    lines = textwrap.wrap(counts, max(width, 80))
+    lines.append("row".rjust(margin) + "  " + _labels(tiles.keys * block_k, no_cuts, pitch, 1))
+    glyphs = np.array(list(".+#"))[tiles.cells]
+    for row, line in zip(tiles.rows * block_q, glyphs, strict=False):
         lines.append(f"{row:>{margin}}  " + _line(line, no_cuts, pitch, "", " "))
-    several = " or different ones" if cells.size < states.size else ""
+    several = ""
+    if glyphs.size < total:
+        high, wide = _cell_size(tiles.rows, tiles.keys)
+        lines.append(f"One character: about {high} x {wide} tiles")
+        several = " or different ones"
     lines.append(f"#: full, +: partial{several}, .: empty")
     return "\n".join(line.rstrip() for line in lines)
 
@@ -232,15 +246,15 @@ def shard_drawing(
     pictures = []
     for rank, some in enumerate(chunks):
         local, rows = reference.shard_columns(columns, some), len(cp.chunk_rows(some))
-        blocks = reference.to_blocks(local, rows, block_size)
-        tiles = int(blocks.kv_num_blocks.sum() + blocks.full_kv_num_blocks.sum())
+        tiles = int(live_tiles(local, rows, block_size).sum())
         needed = int(np.count_nonzero(local[:, 1] < local[:, 0]))
         lines.append(f"{rank:>6}  {rows:>10}  {len(some):>8}  {tiles:>10}  {needed:>11}")
         if rank < MOST_RANKS_DRAWN:
             own_height = max(height // min(ranks, MOST_RANKS_DRAWN), 4)
             own_cuts = cp.rows_below(some, cu_seqlens_q)
             own = drawing(local, own_cuts, cu_seqlens_k, width, own_height)
-            pictures += ["", f"Rank {rank} holds the rows {_ranges(some)}, as its own:", own]
+            holds = f"Rank {rank} holds the rows {_ranges(some)}, as its own:"
+            pictures += ["", textwrap.fill(holds, width), own]
     high, wide = block_size
     lines.append(f"Tiles of {high} rows x {wide} keys; a needed key is seen by a row of the rank.")
     return "\n".join([*lines, *pictures])
@@ -261,33 +275,84 @@ def _ranges(chunks: np.ndarray, most: int = 6) -> str:
     return (", ".join(ranges) or "none") + more
 
 
-def _tile_states(columns: np.ndarray, q_token_num: int, block_size: tuple[int, int]) -> np.ndarray:
-    """Return whether each tile is EMPTY, PARTIAL or FULL, (row tiles, column tiles)."""
-    blocks = reference.to_blocks(columns, q_token_num, block_size)
-    states = np.full(blocks.kv_indices.shape[2:], EMPTY)
-    for state, count, indices in (
-        (PARTIAL, blocks.kv_num_blocks[0, 0], blocks.kv_indices[0, 0]),
-        (FULL, blocks.full_kv_num_blocks[0, 0], blocks.full_kv_indices[0, 0]),
-    ):
-        row, place = np.nonzero(np.arange(indices.shape[1]) < count[:, None])
-        states[row, indices[row, place]] = state
-    return states
+def live_tiles(columns: np.ndarray, q_token_num: int, block_size: tuple[int, int]) -> np.ndarray:
+    """Return how many tiles of each row tile show a pair; O(N log N), whatever the tiles.
+
+    Args:
+        columns: int32, shape (N, 2), columns [LTS, UTE].
+        q_token_num: number of query rows Q.
+        block_size: (rows, columns) of a tile.
+    """
+    _, first, end = _live_runs(columns, q_token_num, block_size)
+    most = -(-q_token_num // block_size[0]) + 1
+    change = np.bincount(first, minlength=most) - np.bincount(end, minlength=most)
+    return change.cumsum()[:-1]
+
+
+def _live_runs(columns: np.ndarray, row_num: int, block_size: tuple[int, int]) -> Runs:
+    """Return the tiles that show a pair: column tile, first row tile, row tile behind the last.
+
+    The runs of a column tile ascend and lie apart.
+    """
+    block_q, block_k = block_size
+    row, row_end = np.maximum(columns[:, 1], 0), np.minimum(columns[:, 0], row_num)
+    shown = np.flatnonzero(row < row_end)
+    tile, first, end = shown // block_k, row[shown] // block_q, -(-row_end[shown] // block_q)
+    order = np.lexsort((first, tile))
+    tile, first, end = tile[order], first[order], end[order]
+    # All column tiles on one axis, so far apart that none touches the next.
+    base = tile * (-(-row_num // block_q) + 1)
+    reach = np.maximum.accumulate(base + end)
+    begins = np.ones(len(tile), bool)
+    begins[1:] = (base + first)[1:] > reach[:-1]
+    at = np.flatnonzero(begins)
+    return tile[at], first[at], (reach - base)[np.append(at[1:], len(tile))[: len(at)] - 1]
+
+
+def _full_runs(columns: np.ndarray, row_num: int, block_size: tuple[int, int]) -> Runs:
+    """Return the tiles that show all of their pairs, as ``_live_runs`` does."""
+    block_q, block_k = block_size
+    whole = columns[: len(columns) // block_k * block_k].reshape(-1, block_k, 2)
+    first = -(-np.maximum(whole[..., 1].max(axis=1), 0) // block_q)
+    end = np.minimum(whole[..., 0].min(axis=1), row_num) // block_q
+    tile = np.flatnonzero(first < end)
+    return tile, first[tile], end[tile]
+
+
+class _TileCells(NamedTuple):
+    cells: np.ndarray  # (R, C), of EMPTY, PARTIAL or FULL
+    rows: np.ndarray  # (R + 1,), edges in row tiles
+    keys: np.ndarray  # (C + 1,), edges in column tiles
+    live: int  # tiles that show a pair
+    full: int
 
 
 def _tile_cells(
-    states: np.ndarray, most_rows: int, most_keys: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scale the tiles down to cells; return their states and their edges in tiles, both ways."""
+    columns: np.ndarray, row_num: int, block_size: tuple[int, int], most_rows: int, most_keys: int
+) -> _TileCells:
+    """Scale the tiles down to cells: full or empty where all tiles of the cell are."""
     no_cuts = np.zeros(1, np.int64)
-    rows, keys = (
-        _cells(no_cuts, n, most)[0]
-        for n, most in zip(states.shape, (most_rows, most_keys), strict=True)
+    rows = _cells(no_cuts, -(-row_num // block_size[0]), most_rows)[0]
+    keys = _cells(no_cuts, -(-len(columns) // block_size[1]), most_keys)[0]
+    live, full = (
+        _pairs(first, end, rows, np.diff(np.searchsorted(tile, keys)))
+        for tile, first, end in (
+            runs(columns, row_num, block_size) for runs in (_live_runs, _full_runs)
+        )
     )
-    lowest, highest = (
-        extreme.reduceat(extreme.reduceat(states, rows[:-1], axis=0), keys[:-1], axis=1)
-        for extreme in (np.minimum, np.maximum)
-    )
-    return np.where(lowest == highest, lowest, PARTIAL), rows, keys
+    size = np.outer(np.diff(rows), np.diff(keys))
+    cells = np.select([full == size, live == 0], [FULL, EMPTY], PARTIAL)
+    return _TileCells(cells, rows, keys, int(live.sum()), int(full.sum()))
+
+
+def _is_scaled(rows: np.ndarray, keys: np.ndarray) -> bool:
+    return len(rows) - 1 < rows[-1] or len(keys) - 1 < keys[-1]
+
+
+def _cell_size(rows: np.ndarray, keys: np.ndarray) -> list[str]:
+    """Return how many rows and keys a cell has, about."""
+    scales = (edges[-1] / (len(edges) - 1) for edges in (rows, keys))
+    return [f"{scale:,.{int(scale < 10)}f}" for scale in scales]
 
 
 def _glyphs(shown: np.ndarray, sequence: np.ndarray) -> np.ndarray:
@@ -393,7 +458,9 @@ def save_png(
     picture = _painted(columns, q, k, rows, keys)
     if beyond is not None:
         picture[_cells_of_runs(beyond, rows, keys)] = 0
-    axes.pcolormesh(keys - 0.5, rows - 0.5, picture, edgecolors=lines)
+    # Cells of many pairs are pixels in an SVG or PDF too, which else has megabytes of them.
+    scaled = _is_scaled(rows, keys)
+    axes.pcolormesh(keys - 0.5, rows - 0.5, picture, edgecolors=lines, rasterized=scaled)
     if block_size is not None:
         _shade_tiles(axes, columns, row_num, checks.check_block_size(block_size))
     axes.invert_yaxis()
@@ -406,6 +473,13 @@ def save_png(
         axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.tick_params(labelsize=11)
     axes.set_xlabel("key column", fontsize=13)
+    if scaled:
+        high, wide = _cell_size(rows, keys)
+        note = f"a point: about {high} rows x {wide} keys, darker where more is shown"
+        axes.annotate(
+            note, (0.5, 0), (0, -46), xycoords="axes fraction", textcoords="offset points",
+            ha="center", va="top", fontsize=9,
+        )  # fmt: skip
     axes.set_ylabel("query row", fontsize=13)
     axes.spines[:].set_color("#c8ccd2")
     kind, undated = VECTORS.get(os.path.splitext(path)[1].lower(), ("png", {}))
@@ -482,13 +556,13 @@ def _point_out(axes: Any, columns: np.ndarray, row_num: int, column: int) -> Non
 
 
 def _shade_tiles(axes: Any, columns: np.ndarray, row_num: int, block_size: tuple[int, int]) -> None:
-    states = _tile_states(columns, row_num, block_size)
-    cells, rows, keys = _tile_cells(states, PNG_CELLS, PNG_CELLS)
-    rows = np.minimum(rows * block_size[0], row_num) - 0.5
-    keys = np.minimum(keys * block_size[1], len(columns)) - 0.5
-    shade = np.zeros((*cells.shape, 4))  # black, by its opacity
-    shade[..., 3] = np.array([0, 0.12, 0.4])[cells]
-    lines = "#6b7280" if max(states.shape) <= 64 else "none"
-    axes.pcolormesh(keys, rows, shade, edgecolors=lines, linewidth=0.25)
+    tiles = _tile_cells(columns, row_num, block_size, PNG_CELLS, PNG_CELLS)
+    rows = np.minimum(tiles.rows * block_size[0], row_num) - 0.5
+    keys = np.minimum(tiles.keys * block_size[1], len(columns)) - 0.5
+    shade = np.zeros((*tiles.cells.shape, 4))  # black, by its opacity
+    shade[..., 3] = np.array([0, 0.12, 0.4])[tiles.cells]
+    lines = "#6b7280" if max(tiles.rows[-1], tiles.keys[-1]) <= 64 else "none"
+    scaled = _is_scaled(tiles.rows, tiles.keys)
+    axes.pcolormesh(keys, rows, shade, edgecolors=lines, linewidth=0.25, rasterized=scaled)
     tile = f"{block_size[0]} rows x {block_size[1]} keys"
     axes.set_title(f"tiles of {tile}: dark full, shaded partial, clear empty", fontsize=9, pad=26)

@@ -9,14 +9,38 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskq_cupy import checks, cp, forest, host
-from maskq_cupy.reference_cu_seqlens import CuSeqlens as CuSeqlens
-from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_ids as cu_seqlens_from_ids
-from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_padding as cu_seqlens_from_padding
-from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_positions as cu_seqlens_from_positions
-from maskq_cupy.reference_cu_seqlens import cu_seqlens_from_slots as cu_seqlens_from_slots
-from maskq_cupy.reference_cu_seqlens import spans_from_ids as spans_from_ids
-from maskq_cupy.reference_cu_seqlens import split_columns as split_columns
+from maskq_cupy.reference_cu_seqlens import (
+    CuSeqlens,
+    cu_seqlens_from_ids,
+    cu_seqlens_from_padding,
+    cu_seqlens_from_positions,
+    cu_seqlens_from_slots,
+    spans_from_ids,
+    split_columns,
+)
 from maskq_cupy.rule import CAUSAL, INT32_MAX, Rule, resolve_rule
+
+__all__ = [
+    "Blocks",
+    "CuSeqlens",
+    "TreeOrder",
+    "blocks_width",
+    "cu_seqlens_from_ids",
+    "cu_seqlens_from_padding",
+    "cu_seqlens_from_positions",
+    "cu_seqlens_from_slots",
+    "excess_pairs",
+    "get_attn_mask_q",
+    "needed_keys",
+    "shard_columns",
+    "spans_from_ids",
+    "split_columns",
+    "to_blocks",
+    "to_dense",
+    "to_four_columns",
+    "tree_attn_mask_q",
+    "tree_order",
+]
 
 DENSE_LIMIT = 2**30  # pairs, a byte each, of a dense mask unless the caller allows more
 
@@ -161,7 +185,7 @@ def tree_attn_mask_q(
 
     Returns:
         int32, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c is shown to
-        exactly the rows ``[UTE, LTS)``. It is what the rows see, exactly.
+        exactly the rows ``[UTE, LTS)``. The columns of a tree are always exact.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -197,8 +221,9 @@ class TreeOrder(NamedTuple):
 def tree_order(parent: Any) -> TreeOrder:
     """Return the depth-first order of segments in any order, as draft trees come level by level.
 
-    ``tree_attn_mask_q`` wants the segments in depth-first order: what is given of each, as
-    ``x[order]`` puts it there, and ``y[inverse]`` brings what came out back to the given order.
+    ``tree_attn_mask_q`` wants the segments in depth-first order. If ``x`` has an entry for each
+    segment, ``x[order]`` has them in that order. ``y[inverse]`` puts results back into the order
+    given.
 
     Args:
         parent: int32 or int64, shape (B,), on the host: each segment's parent, -1 for a root.
@@ -240,8 +265,8 @@ def excess_pairs(cu_seqlens_q: Any, cu_seqlens_k: Any, attn_mask_kv: Any) -> int
     """Return how many (row, key) pairs the columns of intervals show beyond them.
 
     0 means that ``get_attn_mask_q(cu_seqlens_q, cu_seqlens_k, attn_mask_kv)`` shows exactly these
-    intervals; it never shows fewer. The count is ``sum(LTS - UTE)`` of its columns less the pairs
-    of the intervals.
+    intervals. Its columns never show fewer pairs. The count is ``sum(LTS - UTE)`` of the columns
+    less the pairs of the intervals.
 
     Args:
         cu_seqlens_q: int32 or int64, shape (B + 1,) or longer, non-decreasing from 0, on the host.
@@ -395,8 +420,8 @@ def blocks_width(
     Args:
         max_seqlen: the tokens of the longest sequence, rows and keys alike.
         block_size: (rows, columns) of a tile, or one int for both.
-        causal: no row sees a key behind its own position; False where a row may, by a rule that
-            is not causal, or by blocks or spans.
+        causal: True if no row sees a key behind its own position. False if a row may: by a rule
+            that is not causal, or by blocks or spans.
 
     Returns:
         (w_kv, w_q), ints. A row tile sees at most the keys from ``max_seqlen - 1`` in front of its
@@ -478,8 +503,8 @@ def to_four_columns(columns: Any, q_token_num: int, *, validate: bool = False) -
             to the Q rows.
 
     Returns:
-        int32, shape (N, 4) or (b, h, N, 4), columns [LTS, Q, 0, UTE]: hidden from the rows from LTS
-        up to Q, and from 0 up to UTE.
+        int32, shape (N, 4) or (b, h, N, 4), columns [LTS, Q, 0, UTE]: the column is hidden from the
+        rows from LTS up to Q, and from 0 up to UTE.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -547,7 +572,7 @@ def shard_columns(
         key_chunks: int32 or int64, shape (K, 2), [start, end) in keys of the pack, in the order in
             which the rank's keys are stored, repeats allowed; all N keys if None. Keys outside of
             [0, N) are padding.
-        key_num: number of keys M, which the chunks say already.
+        key_num: number of keys M; on the host the chunks say it already.
 
     Returns:
         int32, shape (M, 2) or (b, h, M, 2), columns [LTS, UTE] in rows of the rank, half-open.
@@ -578,8 +603,8 @@ def shard_columns(
 def needed_keys(columns: Any, block_size: int = 128) -> np.ndarray:
     """Return how many keys of each block are shown to any row.
 
-    Of columns of ``shard_columns`` with another rank's rows and this rank's keys: how many of its
-    keys, block by block, that rank needs.
+    For the columns of another rank's rows and this rank's keys, as ``shard_columns`` makes them,
+    it says how many of this rank's keys the other rank needs, block by block.
 
     Args:
         columns: int32, shape (M, 2) or (b, h, M, 2), columns [LTS, UTE], on the host.

@@ -9,6 +9,7 @@ from maskq_cupy import checks, host, plan
 from maskq_cupy.call import Call, columns_of
 from maskq_cupy.facts import Facts
 from maskq_cupy.pack import stride
+from maskq_cupy.typed import Out
 
 
 def shard_columns(
@@ -17,11 +18,11 @@ def shard_columns(
     key_chunks: Any = None,
     *,
     key_num: int | None = None,
-    out: Any = None,
+    out: Out | None = None,
     scratch: Any = None,
     stream: Any = None,
     validate: bool = False,
-) -> Any:
+) -> Out:
     """Return the columns of some of the pack's rows, as one rank of several holds them.
 
     Local row i sees column i' exactly as the pack's row that is stored at i saw the key that is
@@ -104,7 +105,9 @@ def shard_columns(
     return call.out
 
 
-def needed_keys(columns: Any, block_size: int = 128, *, out: Any = None, stream: Any = None) -> Any:
+def needed_keys(
+    columns: Any, block_size: int = 128, *, out: Out | None = None, stream: Any = None
+) -> Out:
     """Return how many keys of each block are shown to any row.
 
     Of columns of ``shard_columns`` with another rank's rows and this rank's keys: how many of its

@@ -43,7 +43,7 @@ def packed_columns(
     attn_mask_kv: Any = None,
     validate: bool = False,
     **rule: Any,
-) -> Any:
+) -> torch.Tensor:
     """Return the operator's columns for the arguments of ``get_attn_mask_q``, as torch traces them.
 
     Raises:

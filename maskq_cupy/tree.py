@@ -5,6 +5,7 @@ from typing import Any
 from maskq_cupy import plan
 from maskq_cupy.call import Call
 from maskq_cupy.pack import asked_column_num, flags_of, pack_of, stride
+from maskq_cupy.typed import Out
 
 
 def tree_attn_mask_q(
@@ -14,11 +15,11 @@ def tree_attn_mask_q(
     kv_token_num: int | None = None,
     *,
     full: Any = None,
-    out: Any = None,
+    out: Out | None = None,
     scratch: Any = None,
     stream: Any = None,
     validate: bool = False,
-) -> Any:
+) -> Out:
     """Return, for each key column of a packed forest of segments, the rows that see it.
 
     A row sees its own segment's keys up to the diagonal (bottom-right aligned), and all keys of the
@@ -45,7 +46,8 @@ def tree_attn_mask_q(
 
     Returns:
         int32 cupy.ndarray, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c
-        is shown to exactly the rows ``[UTE, LTS)``; or ``out``. It is what the rows see, exactly.
+        is shown to exactly the rows ``[UTE, LTS)``; or ``out``. The columns of a tree are
+        always exact.
 
     One launch, two where segments are more than 16,384; O(N + B) work, and more for subtrees of
     more than 64 segments: a block of columns that has some of one reads the parents behind it, or,

@@ -1,9 +1,14 @@
 """The command line, as its user sees it: output, error lines, exit codes."""
 
+import fcntl
 import os
 import platform
+import pty
+import struct
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -234,6 +239,41 @@ def test_module_runs_as_a_command():
     done = subprocess.run([*command, "x"], **options)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+MILLION = "400000,1000,599000"
+LARGE = ["show", "--q-lens", MILLION, "--k-lens", MILLION, "--tiles", "16", "--shards", "3"]
+
+
+@pytest.mark.parametrize("options", [["show", "--q-lens", "3,2", "--k-lens", "3,4"], LARGE])
+def test_show_fits_a_terminal_and_a_pipe(options):
+    """Of 80 columns; in plain text, without the codes of colours, in both."""
+    command = [sys.executable, "-m", "maskq_cupy", *options]
+    root = Path(__file__).parent.parent
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    environment["PYTHONPATH"] = str(root)
+    piped = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    lines = piped.stdout.split("\n")
+    assert all(map(str.isprintable, lines))
+    assert 0 < max(map(len, lines[1:])) <= 80  # behind the line that names the device
+    assert in_a_terminal(command, environment, columns=80) == piped.stdout
+    if options == LARGE:
+        assert len(in_a_terminal(command, environment, columns=120)) > 1.2 * len(piped.stdout)
+
+
+def in_a_terminal(command, environment, columns):
+    """Return what a command prints in a terminal so wide."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen(command, env=environment, stdout=its, stderr=its)
+    os.close(its)
+    printed = b""
+    with suppress(OSError):  # that is how a terminal ends
+        while some := os.read(ours, 1 << 16):
+            printed += some
+    os.close(ours)
+    assert process.wait() == 0
+    return printed.decode().replace("\r\n", "\n")
 
 
 def test_demo_checks_draws_and_times(no_gpu, capsys):

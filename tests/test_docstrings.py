@@ -1,6 +1,6 @@
 """Public docstrings have one form, and names are found, all of it without CuPy."""
 
-import importlib
+import importlib.util
 import inspect
 import re
 import subprocess
@@ -12,19 +12,18 @@ import pytest
 import maskq_cupy
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("maskq_cupy", "maskq_cupy.reference", "maskq_cupy.cp")
-BETWEEN_MODULES = {"excess_runs", "runs_of_keys", "tokens_of"}  # no user's
+MODULES = ["maskq_cupy", "maskq_cupy.reference", "maskq_cupy.cp", "maskq_cupy.flashmask"]
+MODULES += ["maskq_cupy.flex", "maskq_cupy.fa4"] if importlib.util.find_spec("torch") else []
+WITHOUT_CHECKS = {"dq_write_order"}  # and so without errors of its own
 
 
 def public_functions(module):
-    """Return the functions of a module, or of its `__all__`, but for those of sizes alone."""
+    """Return the functions in `__all__` of a module, but for those of sizes alone."""
     module = importlib.import_module(module)
-    names = getattr(module, "__all__", None) or [n for n in vars(module) if n[0] != "_"]
-    for name in names:
+    for name in module.__all__:
         found = getattr(module, name)
-        own = hasattr(module, "__all__") or getattr(found, "__module__", "") == module.__name__
-        others = name.endswith("_nbytes") or name in BETWEEN_MODULES
-        if inspect.isfunction(found) and own and not others:
+        others = name.endswith("_nbytes") or name in WITHOUT_CHECKS
+        if inspect.isfunction(found) and not others:
             yield pytest.param(found, id=f"{module.__name__}.{name}")
 
 
@@ -40,7 +39,7 @@ def test_form(function):
     if parameters:
         section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", text, re.DOTALL | re.MULTILINE)
         assert section, "no Args"
-        described = re.findall(r"^    (\w+(?:, \w+)*): ", section[1], re.MULTILINE)
+        described = re.findall(r"^    (?:\*\*)?(\w+(?:, \w+)*): ", section[1], re.MULTILINE)
         assert ", ".join(described).split(", ") == parameters
     assert re.search(r"^Raises:\n    \w*(Error|:)", text, re.MULTILINE), "no Raises"
 

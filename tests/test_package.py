@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import tomllib
 import zipfile
 from pathlib import Path
@@ -35,13 +36,17 @@ def run(*command, cwd, check=True, **environment):
     return result
 
 
+DAY = 1_700_000_000  # of the builds, in seconds: SOURCE_DATE_EPOCH
+
+
 def build(folder, *what):
     """Build a copy of the checkout in a folder of its own; return the files made, by name."""
     pytest.importorskip("build")
     pytest.importorskip("hatchling")
     source = folder / "source"
     shutil.copytree(ROOT, source, ignore=NOT_SOURCE, copy_function=shutil.copyfile)
-    run(sys.executable, "-m", "build", "--no-isolation", *what, "--outdir", folder, cwd=source)
+    command = (sys.executable, "-m", "build", "--no-isolation", *what, "--outdir", folder)
+    run(*command, cwd=source, SOURCE_DATE_EPOCH=str(DAY))
     return {file.name: file for file in folder.iterdir() if file.is_file()}
 
 
@@ -56,13 +61,14 @@ def wheel(built):
     return next(file for name, file in built.items() if name.endswith(".whl"))
 
 
-@pytest.fixture(scope="module")
-def clean_python(wheel, tmp_path_factory):
-    """The interpreter of an environment that holds the wheel and what it requires."""
+@pytest.fixture(scope="module", params=[".whl", pytest.param(".tar.gz", marks=pytest.mark.slow)])
+def clean_python(built, tmp_path_factory, request):
+    """The interpreter of an environment with the wheel or the sdist, and what it requires."""
     folder = tmp_path_factory.mktemp("clean")
     run(sys.executable, "-m", "venv", folder, cwd=folder)
     python = folder / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", wheel, cwd=folder)
+    file = next(file for name, file in built.items() if name.endswith(request.param))
+    run(python, "-m", "pip", "install", "--quiet", file, cwd=folder)
     return python
 
 
@@ -98,13 +104,16 @@ def test_two_builds_are_one(built, tmp_path):
     """The second is built at another time, in another place, and its wheel not from the sdist."""
     again = build(tmp_path, "--sdist", "--wheel")
     assert hashes(again) == hashes(built)
+    wheel = next(file for name, file in again.items() if name.endswith(".whl"))
+    days = {info.date_time for info in zipfile.ZipFile(wheel).infolist()}
+    assert days == {time.gmtime(DAY)[:6]}
 
 
 def hashes(files):
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
 
-def test_installed_wheel_shows_the_columns(clean_python, tmp_path):
+def test_what_is_installed_shows_the_columns(clean_python, tmp_path):
     command = (clean_python, "-m", "maskq_cupy", "show", "--q-lens", "3,2", "--k-lens", "3,4")
     shown = run(*command, cwd=tmp_path).stdout
     # A line of the table: column, number and letter of its sequence, LTS, UTE.
@@ -113,7 +122,7 @@ def test_installed_wheel_shows_the_columns(clean_python, tmp_path):
     assert [tuple(map(int, line)) for line in table] == list(zip(range(7), lts, ute, strict=True))
 
 
-def test_installed_wheel_says_what_to_install_where_cupy_is_missing(clean_python, tmp_path):
+def test_what_is_installed_says_what_to_install_where_cupy_is_missing(clean_python, tmp_path):
     run(clean_python, "-c", "import maskq_cupy, maskq_cupy.reference", cwd=tmp_path)
     call = "import maskq_cupy; maskq_cupy.get_attn_mask_q([0, 3], [0, 3])"
     failed = run(clean_python, "-c", call, cwd=tmp_path, check=False)
@@ -156,8 +165,11 @@ def test_names_help_and_signatures_need_no_cupy(tmp_path):
     assert parameters.startswith("cu_seqlens_q cu_seqlens_k attn_mask_kv kv_token_num causal")
 
 
-def test_citation_is_of_this_version():
-    assert f"\nversion: {maskq_cupy.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+def test_changelog_and_citation_are_of_this_version():
+    newest = re.search(r"^## \[(.*)\] - (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest[1] == maskq_cupy.__version__
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {newest[1]}\ndate-released: {newest[2]}\n" in citation
 
 
 def test_hints_are_the_extras():

@@ -1,6 +1,8 @@
 """Pictures: what a reader sees in them is the mask, at any scale."""
 
+import re
 import sys
+import tracemalloc
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -179,12 +181,70 @@ def test_scaled_tile_drawing_calls_full_only_what_is_all_full():
     lines = drawing.split("\n")
     assert lines[0] == "Tiles of 10 rows x 10 keys: 44,850 full, 300 partial, 44,850 empty"
     assert max(map(len, lines)) <= 80
-    assert len(lines[2:-1]) == 20
-    for r, line in enumerate(lines[2:-1]):
+    assert len(lines[2:-2]) == 20
+    for r, line in enumerate(lines[2:-2]):
         cells = line[6:]
         assert cells.rstrip(".").rstrip("+").strip("#") == ""
         assert 0 < cells.count("+") <= 4, r
-    assert lines[-1] == "#: full, +: partial or different ones, .: empty"
+    assert lines[-2:] == [
+        "One character: about 15 x 7.7 tiles",
+        "#: full, +: partial or different ones, .: empty",
+    ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cells_of_tiles_are_the_lists_of_tiles(seed):
+    """Of bounds whatever, also outside the rows, and as scaled down: alike, or a mixture."""
+    rng = np.random.default_rng(seed)
+    row_num, block = int(rng.integers(1, 60)), tuple(rng.integers(1, 9, 2).tolist())
+    columns = rng.integers(-3, row_num + 5, (rng.integers(1, 60), 2)).astype(np.int32)
+    blocks = reference.to_blocks(columns, row_num, block)
+    states = np.full(blocks.kv_indices.shape[2:], picture.EMPTY)
+    for state, count, indices in ((picture.PARTIAL, *blocks[:2]), (picture.FULL, *blocks[2:4])):
+        for row, n, listed in zip(states, count[0, 0], indices[0, 0], strict=True):
+            row[listed[:n]] = state
+    live = np.count_nonzero(states, axis=1)
+    assert np.array_equal(picture.live_tiles(columns, row_num, block), live)
+    for most in (60, 5):
+        tiles = picture._tile_cells(columns, row_num, block, most, most)
+        assert (tiles.live, tiles.full) == (live.sum(), np.count_nonzero(states == picture.FULL))
+        for r, (top, bottom) in enumerate(pairwise(tiles.rows)):
+            for c, (left, right) in enumerate(pairwise(tiles.keys)):
+                alike = np.unique(states[top:bottom, left:right])
+                assert tiles.cells[r, c] == (alike[0] if len(alike) == 1 else picture.PARTIAL)
+
+
+MILLION = [400_000, 1000, 599_000]
+
+
+def test_a_million_tokens_in_bounded_memory():
+    """A matrix of the tiles of 16 would take gigabytes; NumPy tells tracemalloc what it takes."""
+    columns, q, k = pack(MILLION, MILLION)
+    tracemalloc.start()
+    halves = [np.array([[0, 500_000]]), np.array([[500_000, 1_000_000]])]
+    text = picture.drawing(columns, q, k) + "\n" + picture.tile_drawing(columns, int(q[-1]), 16)
+    text += "\n" + picture.shard_drawing(columns, q, k, halves)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 250e6
+    assert re.search(r"^One character: about [\d,]+ rows x [\d,]+ keys", text, re.MULTILINE)
+    assert re.search(r"^One character: about [\d,]+ x [\d,]+ tiles$", text, re.MULTILINE)
+    assert max(map(len, text.split("\n"))) <= 80
+
+
+def test_a_picture_of_a_million_tokens_says_how_large_a_point_is(monkeypatch):
+    axes = saved_figure(monkeypatch, *pack(MILLION, MILLION), (128, 128))
+    note = "a point: about 2,016 rows x 2,016 keys, darker where more is shown"
+    assert note in texts(axes)
+    assert axes.get_title().startswith("tiles of 128 rows")
+    assert note[:7] not in "".join(texts(saved_figure(monkeypatch, *pack([3, 2], [3, 4]))))
+
+
+def test_vectors_of_a_million_tokens_are_small(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "mask.svg"
+    picture.save_png(*pack(MILLION, MILLION), path, (128, 128))
+    assert path.stat().st_size < 200_000
 
 
 def test_no_tiles_to_draw():
@@ -240,12 +300,12 @@ def test_png_shows_each_sequence_in_its_colour(tmp_path, lens):
     assert share(picture.COLOURS[2]) == 0
 
 
-def saved_figure(monkeypatch, *args, **options):
+def saved_figure(monkeypatch, columns, q, k, *args, **options):
     """Return the axes of the picture that save_png would write."""
     module = pytest.importorskip("matplotlib.figure")
     figures = []
     monkeypatch.setattr(module.Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
-    picture.save_png(*args, "mask.png", **options)
+    picture.save_png(columns, q, k, "mask.png", *args, **options)
     return figures[0].axes[0]
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from maskq_cupy import reference
+
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
@@ -30,6 +32,27 @@ def test_block(block, capsys):
         assert "[0, 1, 2, 3, 3, 3, 4]" in printed
     if "fa4" in block:
         assert_as_each_document_alone(names)
+
+
+def test_line_of_flashmask():
+    """It gives Paddle's function the bounds, in its form, and tells it that they hold causality."""
+    paddle = pytest.importorskip("paddle")
+    line = re.search(r"`(flashmask_attention\(.*?\))` \|", README.read_text())[1]
+    columns = reference.get_attn_mask_q([0, 3, 5], [0, 3, 7])
+    names = {"paddle": paddle, "columns": columns, "flashmask_attention": lambda *_, **given: given}
+    given = eval(line, names | dict.fromkeys("qkv"))
+    assert given.pop("causal") is False
+    (bounds,) = given.values()
+    assert [*given] == ["startend_row_indices"]
+    assert bounds.shape == [1, 1, 7, 2]
+    assert (bounds.numpy()[0, 0] == columns).all()
+
+
+@pytest.mark.parametrize("word", ["column", "LTS", "UTE", "N", "Q", "B"])
+def test_words_are_said_before_they_are_used(word):
+    """Each in a sentence of the text above the first code, in bold or as code."""
+    head = README.read_text().partition("```")[0]
+    assert re.search(rf"(\*\*{word}\*\*|`{word}`)[^.]* [^.]*\.", head)
 
 
 def assert_as_each_document_alone(names):

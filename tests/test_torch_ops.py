@@ -1,5 +1,6 @@
 """The torch operators: as the reference, by torch's own checks, and inside compiled models."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from strategies import cuts
 
+import maskq_cupy
 from maskq_cupy import reference
 
 torch = pytest.importorskip("torch", reason="torch is not installed: its operators are not tested")
@@ -102,6 +104,17 @@ def check_call(name, device):
 @pytest.mark.parametrize("name", CALLS)
 def test_operator_is_the_reference(name):
     check_call(name, "cpu")
+
+
+def test_the_operator_takes_every_rule():
+    """By the names of the function's own arguments, and with the same defaults."""
+    schema = torch.ops.maskq_cupy.columns.default._schema
+    operator = {given.name: given.default_value for given in schema.arguments if given.kwarg_only}
+    parameters = inspect.signature(maskq_cupy.get_attn_mask_q).parameters.values()
+    named = {given.name: given.default for given in parameters if given.kind == given.KEYWORD_ONLY}
+    for no_rule in ("out", "scratch", "stream", "validate"):
+        del named[no_rule]
+    assert operator == named
 
 
 def test_every_operator_is_called():
