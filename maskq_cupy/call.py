@@ -145,7 +145,8 @@ class Call:
         return target.pointer
 
     def _new(self, dtype: str, shape: tuple[int, ...]) -> int:
-        self.forbid_in_capture("the result is allocated: give out=")
+        if self._launch != streams.LEGACY_STREAM:  # which no graph records
+            self.forbid_in_capture("the result is allocated: give out=")
         if self._launch == self._current:  # as cupy.empty does, which costs a third more
             self.out = out = gpu.ndarray(shape, dtype)
         else:

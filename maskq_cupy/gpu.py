@@ -4,6 +4,7 @@
 """
 
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -54,20 +55,27 @@ def gpu_problem() -> str | None:
     return None if devices else "no CUDA device: the driver reports none"
 
 
-def current_device() -> int:
-    """Return the current CUDA device, or raise with what is missing and where to go without one."""
+def _first_device() -> int:
+    """Return the current CUDA device, or raise with what is missing and where to go without one.
+
+    Then let CUDA's own function answer: every call asks it, in half the time.
+    """
+    global current_device
     if cupy is None:
         require_cupy()
     try:
-        return runtime.getDevice()
+        device = runtime.getDevice()
     except runtime.CUDARuntimeError as error:
         if error.status == _INITIALIZATION_ERROR:  # another library used CUDA before the fork
             raise RuntimeError(_FORKED) from None
         raise RuntimeError(
             f"{gpu_problem() or error}; maskq_cupy.reference computes the same on the CPU"
         ) from None
+    current_device = runtime.getDevice
+    return device
 
 
+current_device: Callable[[], int] = _first_device
 _INITIALIZATION_ERROR = 3  # cudaErrorInitializationError
 _FORKED = (
     "CUDA cannot be used after a fork of a process that has used it: start processes with "

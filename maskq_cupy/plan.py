@@ -208,14 +208,15 @@ def tree_launches(
 
     One where the segments are few; it needs no scratch. full: flags of full_nbytes each, or 0.
     """
-    segment_num = cuts.batch
+    q, k, q_stride, k_stride, segment_num = cuts
     # Where segments are short, those of a block's columns would be more than its window holds.
     is_dense = 32 * segment_num > column_num
     steps, grid = _column_tiles(column_num, most_steps=1 if is_dense else 8)
     is_few = segment_num <= compiler.SIZES.few_segments
     tree = launch_of("columns_tree")(
-        grid, *cuts, parent=parent, parent_stride=parent_stride, minima=0 if is_few else scratch,
-        full=full, full_nbytes=full_nbytes,
+        grid, cu_seqlens_q=q, cu_seqlens_k=k, q_stride=q_stride, k_stride=k_stride,
+        batch=segment_num, parent=parent, parent_stride=parent_stride,
+        minima=0 if is_few else scratch, full=full, full_nbytes=full_nbytes,
         columns=columns, column_num=column_num, steps=steps,
         segments_a_block=min((segment_num << 16) // grid, 2**32 - 1), overlap=not is_few,
     )  # fmt: skip
@@ -396,7 +397,9 @@ def _warps() -> int:
 
 def four_columns_launch(columns: Any, column_num: int, total: int, four: Any) -> Launch:
     """Return the launch that writes the four columns; column_num, of all slices, is at least 1."""
-    grid = _check_blocks(-(-column_num // compiler.SIZES.block_threads), "of four columns")
+    grid = -(-column_num // compiler.SIZES.block_threads)
+    if grid > INT32_MAX:
+        _check_blocks(grid, "of four columns")
     make = launch_of("four_columns")
     return make(grid, columns=columns, column_num=column_num, total=total, four=four)
 

@@ -68,6 +68,8 @@ def compiled_flex():
 
     # A size and a mask each, with gradients and without: past the limit it would not be compiled.
     torch._dynamo.config.recompile_limit = 64
+    # A backward pass is run many times over one forward pass.
+    torch._functorch.config.donated_buffer = False
     return torch.compile(flex_attention, dynamic=False)
 
 
