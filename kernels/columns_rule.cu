@@ -81,9 +81,7 @@ __device__ void block_write_tiles(const RuleColumns& rule_columns, const WarpTil
             bool is_last = step + 1 >= tile.steps;
             if (!is_last) sequence = rule_columns.warp_shuffle(window.lane_sequence, last_lane);
         }
-        bool is_whole = last - first == 2 * WARP_THREADS - 1;  // all 32 pairs: no lane need test its own
-        if (is_whole) store_whole_pair(tile.columns, column, pair[0], pair[1]);
-        else store_pair(tile.columns, column, tile.column_num, pair[0], pair[1]);
+        store_step(tile, {first, last}, column, pair[0], pair[1]);
         start += 2 * WARP_THREADS;
         first = last + 1;
     }
