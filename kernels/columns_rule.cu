@@ -52,8 +52,20 @@ struct RuleColumns : ColumnSequences {
     }
 };
 
-// Writes the columns of the block, each warp its tile.
-__device__ void block_write_tiles(const RuleColumns& rule_columns, const WarpTile& tile)
+// Writes the columns of the block, each warp one step.
+__device__ void block_write_step(const RuleColumns& rule_columns, const WarpTile& tile)
+{
+    SequenceWindow<RuleColumns> window(rule_columns);
+    block_near_sequences(window, tile);
+    if (tile.warp_columns.first > tile.warp_columns.last) return;
+    auto bounds = [&](const RuleColumns::Sequence& sequence, unsigned, unsigned column) {
+        return rule_columns.bounds(sequence, column);
+    };
+    warp_write_step(window, tile, lane_pair(tile), bounds);
+}
+
+// Writes the columns of the block, each warp step by step.
+__device__ void block_write_steps(const RuleColumns& rule_columns, const WarpTile& tile)
 {
     SequenceWindow<RuleColumns> window(rule_columns);
     window.range = block_narrow_sequences(rule_columns, tile.block_columns);
@@ -102,5 +114,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_rule(
 {
     Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
     RuleColumns rule_columns = {{pack}, {left, right, sinks}};
-    block_write_tiles(rule_columns, warp_tile(columns, column_num, steps));
+    WarpTile tile = warp_tile(columns, column_num, steps);
+    if (steps == 1) block_write_step(rule_columns, tile);
+    else block_write_steps(rule_columns, tile);
 }
