@@ -420,6 +420,7 @@ def calls_with_holes_and_far_tiles():
     # The last columns of a tile, those of a block's second warp, say which tiles are full.
     falling = np.arange(200, 0, -1, dtype=np.int32)
     yield Call(np.stack([falling, 0 * falling], axis=1), 200, (2, 100))
+    yield Call(np.stack([0 * falling + 200, 200 - falling], axis=1), 200, (2, 100))
     # More column tiles than a group has.
     steps = np.arange(1100, dtype=np.int32) // 100
     yield Call(np.stack([steps + 3, steps], axis=1), 14, (1, 1), (300, 3))
