@@ -52,8 +52,20 @@ struct RuleColumns : ColumnSequences {
     }
 };
 
-// Writes the columns of the block, each warp its tile.
-__device__ void block_write_tiles(const RuleColumns& rule_columns, const WarpTile& tile)
+// Writes the columns of the block, each warp one step.
+__device__ void block_write_step(const RuleColumns& rule_columns, const WarpTile& tile)
+{
+    SequenceWindow<RuleColumns> window(rule_columns);
+    block_near_sequences(window, tile);
+    if (tile.warp_columns.first > tile.warp_columns.last) return;
+    auto bounds = [&](const RuleColumns::Sequence& sequence, unsigned, unsigned column) {
+        return rule_columns.bounds(sequence, column);
+    };
+    warp_write_step(window, tile, lane_pair(tile), bounds);
+}
+
+// Writes the columns of the block, each warp step by step.
+__device__ void block_write_steps(const RuleColumns& rule_columns, const WarpTile& tile)
 {
     SequenceWindow<RuleColumns> window(rule_columns);
     window.range = block_narrow_sequences(rule_columns, tile.block_columns);
@@ -81,9 +93,7 @@ __device__ void block_write_tiles(const RuleColumns& rule_columns, const WarpTil
             bool is_last = step + 1 >= tile.steps;
             if (!is_last) sequence = rule_columns.warp_shuffle(window.lane_sequence, last_lane);
         }
-        bool is_whole = last - first == 2 * WARP_THREADS - 1;  // all 32 pairs: no lane need test its own
-        if (is_whole) store_whole_pair(tile.columns, column, pair[0], pair[1]);
-        else store_pair(tile.columns, column, tile.column_num, pair[0], pair[1]);
+        store_step(tile, {first, last}, column, pair[0], pair[1]);
         start += 2 * WARP_THREADS;
         first = last + 1;
     }
@@ -104,5 +114,7 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_rule(
 {
     Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
     RuleColumns rule_columns = {{pack}, {left, right, sinks}};
-    block_write_tiles(rule_columns, warp_tile(columns, column_num, steps));
+    WarpTile tile = warp_tile(columns, column_num, steps);
+    if (steps == 1) block_write_step(rule_columns, tile);
+    else block_write_steps(rule_columns, tile);
 }

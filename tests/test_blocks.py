@@ -417,6 +417,10 @@ def calls_with_holes_and_far_tiles():
         yield Call(columns, total, (4, 1), (9, 1), all_partial=True)
     # One tile more than there is room for, with holes between them.
     yield Call(np.array([[1, 0], [5, 4], [9, 8]], np.int32), 9, (1, 3), (1, 2))
+    # The last columns of a tile, those of a block's second warp, say which tiles are full.
+    falling = np.arange(200, 0, -1, dtype=np.int32)
+    yield Call(np.stack([falling, 0 * falling], axis=1), 200, (2, 100))
+    yield Call(np.stack([0 * falling + 200, 200 - falling], axis=1), 200, (2, 100))
     # More column tiles than a group has.
     steps = np.arange(1100, dtype=np.int32) // 100
     yield Call(np.stack([steps + 3, steps], axis=1), 14, (1, 1), (300, 3))

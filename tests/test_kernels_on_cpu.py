@@ -105,6 +105,15 @@ def span_edges():
     few = np.append(few, few, axis=1) + warp
     few[::301, 0] -= warp
     yield Pack(cuts([900]), cuts([900]), None, 900, {"spans": few})
+    # As many as a block marks, one more, fewer: empty ones where others begin, a long one.
+    most = 4 * emulator.SIZES.block_threads
+    rooms = ((warp, 70), (200, 300), (200, 900), (most - 1, 600), (most, 200), (most + 1, 200))
+    for num, n in rooms:
+        spans = np.sort(rng.integers(0, n + 1, 2 * num)).reshape(-1, 2)
+        spans[num // 2 :] += n
+        spans[num // 2 - 1, 1] = spans[num // 2, 0]
+        lens = rng.multinomial(2 * n, np.full(3, 1 / 3))
+        yield Pack(cuts(lens), cuts(lens), None, 2 * n, {"spans": spans, "window": (9, 0)})
     # Spans over the borders of sequences whose rows go on behind their keys.
     for cut in (1, 3, 5):
         q, k = cuts([9, 1, 20, 30]), cuts([5, 0, 7, 3])

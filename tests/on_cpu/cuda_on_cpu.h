@@ -46,6 +46,7 @@ inline unsigned min(unsigned a, int b) { return min(a, (unsigned)b); }
 inline long long min(long long a, long long b) { return a < b ? a : b; }
 inline long long max(long long a, long long b) { return a < b ? b : a; }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
+inline float __fdividef(float a, float b) { return a / b; }
 inline int __clz(int bits) { return bits == 0 ? 32 : __builtin_clz((unsigned)bits); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
