@@ -3,9 +3,8 @@
 //
 //   row_staircases          a block scans one group of row tiles; reads 8 * Q, writes 8 * Q bytes
 //   columns_of_staircases   a block writes some tiles of columns; reads 8 * Q, writes 8 * N bytes
-//   columns_of_few_rows     both in one launch, where the staircases fit in shared memory: every block
-//                           scans all rows for itself; writes 8 * N bytes. 1,024 rows and columns took
-//                           3.2 us rather than 5.8
+//
+// For rows that are neither few (columns_few_rows.cu) nor many (columns_many_rows.cu).
 //
 // The steps of a staircase are counted for a tile of columns at once, by marks:
 //
@@ -24,11 +23,6 @@
 #ifndef NEAR_TILES
 #error "NEAR_TILES: row tiles that a block reads whole for a tile of columns rather than searches"
 #endif
-#ifndef FEW_TILES_SHIFT
-#error "FEW_TILES_SHIFT: 2**this row tiles have staircases that fit in a block's shared memory"
-#endif
-
-constexpr int FEW_TILES = 1 << FEW_TILES_SHIFT;
 
 // Writes the steps of four rows from `row` on, those below row_num.
 __device__ void store_four(int* staircase, unsigned row, unsigned row_num, const Four& v)
@@ -85,13 +79,14 @@ __device__ int2 block_scan_group(
     Span rows = {stairs.first_row(stairs.first_tile(group)), stairs.last_row(tile_end - 1)};
     Four start, end;  // loaded while the sequences are searched
     load_intervals(intervals, row, start, end);
-    RowWarp warp(pack, stairs.row_num, rows);
+    RowWarp warp(pack);
+    warp.window.range = block_narrow_sequences(warp.window.source, rows);
     int2 edges = {-1, INT32_MAX_VALUE};
 #pragma unroll 1
     for (unsigned tile = stairs.first_tile(group); tile < tile_end; ++tile, row += TILE) {
         Four next_start = {}, next_end = {};  // loaded while this tile is scanned
         if (tile + 1 < tile_end) load_intervals(intervals, row + TILE, next_start, next_end);
-        warp.warp_to_pack_coordinates(row, start, end);
+        warp.warp_to_pack_coordinates(warp_uniform(row), {0, stairs.row_num - 1}, start, end);
         block_scan_tile(end, start, shared.max_edges[tile % 2], shared.min_edges[tile % 2]);
         store_four(stairs.ends, row, stairs.row_num, end);
         store_four(stairs.starts, row, stairs.row_num, start);
@@ -339,41 +334,3 @@ extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_of_stairc
     unsigned tile_end = min(tile + tiles_per_block, column_tile_num);
     block_write_columns(end_stairs, start_stairs, tile, tile_end, columns, column_num, shared);
 }
-
-extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_of_few_rows(
-    const unsigned* cu_seqlens_q,  // as for row_staircases
-    const unsigned* cu_seqlens_k,
-    unsigned q_stride,
-    unsigned k_stride,
-    unsigned batch,
-    const void* attn_mask_kv,
-    int is_int64,
-    unsigned row_num,              // in [1, FEW_TILES * TILE]
-    int2* columns,                 // as for columns_of_staircases
-    unsigned column_num)
-{
-    __shared__ __align__(16) int ends[FEW_TILES * TILE];
-    __shared__ __align__(16) int starts[FEW_TILES * TILE];
-    __shared__ union {
-        RowShared rows;
-        ColumnShared columns;
-    } shared;
-    __shared__ int2 edges;  // of the one group
-    Staircases stored = {ends, starts, row_num, FEW_TILES_SHIFT};
-    Pack pack = {{cu_seqlens_q, q_stride}, {cu_seqlens_k, k_stride}, batch};
-    Intervals intervals = intervals_of(attn_mask_kv, row_num, is_int64);
-    int2 found = block_scan_group(pack, intervals, stored, 0, shared.rows);
-    if (threadIdx.x == BLOCK_THREADS - 1) edges.x = found.x;
-    if (threadIdx.x == 0) edges.y = found.y;
-    __syncthreads();
-    if (row_num > TILE) {
-        block_link_tiles(stored, 0, stored.tile_num());
-        __syncthreads();
-    }
-    Staircase<true> end_stairs = {ends, &edges.x, 1, stored};
-    Staircase<false> start_stairs = {starts, &edges.y, 1, stored};
-    unsigned tile = blockIdx.x;
-    block_write_columns(
-        end_stairs, start_stairs, tile, tile + 1, columns, column_num, shared.columns);
-}
-

@@ -33,12 +33,13 @@ __device__ void block_add_excess(
     unsigned row = end_stairs.stored.first_row(first_tile) + PER_THREAD * threadIdx.x;
     unsigned long long pairs = 0, rows = 0;
     Span span = {end_stairs.stored.first_row(first_tile), end_stairs.stored.last_row(tile_end - 1)};
-    RowWarp warp(pack, row_num, span);
+    RowWarp warp(pack);
+    warp.window.range = block_narrow_sequences(warp.window.source, span);
 #pragma unroll 1
     for (unsigned tile = first_tile; tile < tile_end; ++tile, row += TILE) {
         Four start, end;
         load_intervals(intervals, row, start, end);
-        warp.warp_to_pack_coordinates(row, start, end);
+        warp.warp_to_pack_coordinates(warp_uniform(row), {0, row_num - 1}, start, end);
         Four shown_end = end_stairs.load(tile), shown_start = start_stairs.load(tile);
         for (unsigned i = 0; i < PER_THREAD; ++i) {
             if (row + i >= row_num) continue;

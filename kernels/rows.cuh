@@ -6,6 +6,7 @@
 #include "sequences.cuh"
 
 constexpr int PER_THREAD = 4;                     // neighbouring rows, or columns
+constexpr int STRIP = WARP_THREADS * PER_THREAD;  // those of a warp
 constexpr int TILE = BLOCK_THREADS * PER_THREAD;  // those of a block
 constexpr int NO_ROW = INT32_MAX_VALUE;           // above every column
 
@@ -45,8 +46,20 @@ __device__ int saturate(long long key)
     return (int)min(max(key, 0LL), (long long)INT32_MAX_VALUE);
 }
 
-// Reads the starts and ends of four rows from `row` on, as int32. int64 is saturated. Rows from row_num
-// on have 0 as both.
+// Reads a row's start and end, as int32. int64 is saturated.
+__device__ void load_interval(const Intervals& intervals, unsigned row, int& start, int& end)
+{
+    unsigned long long at = 2 * (unsigned long long)row;
+    if (intervals.is_int64) {
+        start = saturate(static_cast<const long long*>(intervals.pairs)[at]);
+        end = saturate(static_cast<const long long*>(intervals.pairs)[at + 1]);
+    } else {
+        start = static_cast<const int*>(intervals.pairs)[at];
+        end = static_cast<const int*>(intervals.pairs)[at + 1];
+    }
+}
+
+// Reads the starts and ends of four rows from `row` on. Rows from row_num on have 0 as both.
 __device__ void load_intervals(const Intervals& intervals, unsigned row, Four& start, Four& end)
 {
     if (!intervals.is_int64 && intervals.is_aligned && row + PER_THREAD <= intervals.row_num) {
@@ -57,16 +70,8 @@ __device__ void load_intervals(const Intervals& intervals, unsigned row, Four& s
         return;
     }
     for (unsigned i = 0; i < PER_THREAD; ++i) {
-        unsigned long long at = 2 * ((unsigned long long)row + i);
         start.at[i] = end.at[i] = 0;
-        if (row + i >= intervals.row_num) continue;
-        if (intervals.is_int64) {
-            start.at[i] = saturate(static_cast<const long long*>(intervals.pairs)[at]);
-            end.at[i] = saturate(static_cast<const long long*>(intervals.pairs)[at + 1]);
-        } else {
-            start.at[i] = static_cast<const int*>(intervals.pairs)[at];
-            end.at[i] = static_cast<const int*>(intervals.pairs)[at + 1];
-        }
+        if (row + i < intervals.row_num) load_interval(intervals, row + i, start.at[i], end.at[i]);
     }
 }
 
@@ -105,31 +110,33 @@ __device__ void clip_to_sequence(const RowSequences::Sequence& sequence, int& st
     end = s < e ? (int)((unsigned)sequence.kv_start + (unsigned)e) : sequence.kv_start;
 }
 
-// A warp on its way through the block's rows, forward, PER_THREAD rows a lane at a time.
+// A warp on its way through rows, forward, a strip at a time.
 struct RowWarp {
     SequenceWindow<RowSequences> window;
-    unsigned row_num;
     RowSequences::Sequence sequence;  // of the last row that was found; at first none, whose end is 0
 
-    // The whole block makes its warps together. The span is that of the block's rows.
-    __device__ RowWarp(const Pack& pack, unsigned row_num, Span rows)
-        : window(RowSequences{pack}), row_num(row_num), sequence()
+    __device__ explicit RowWarp(const Pack& pack) : window(RowSequences{pack}), sequence() {}
+
+    // Turns the starts and ends of each lane's four rows, of a strip from `first` on, into S and E. Rows
+    // in front of the span and behind it are taken to be in the sequence of its first and its last.
+    __device__ void warp_to_pack_coordinates(unsigned first, Span rows, Four& start, Four& end)
     {
-        window.range = block_narrow_sequences(window.source, rows);
+        auto within = [rows](unsigned row) { return max(min(row, rows.last), rows.first); };
+        Span span = {within(first), within(first + STRIP - 1)};
+        if (span.last >= sequence.end) {  // mostly: the rows are in the sequence of those before
+            unsigned only = window.warp_count_ended(span.last);
+            bool is_one = only < WARP_THREADS && only == window.warp_count_ended(span.first);
+            if (!is_one) return warp_find(first + PER_THREAD * (threadIdx.x % WARP_THREADS), span, start, end);
+            sequence = window.source.warp_shuffle(window.lane_sequence, only);
+        }
+        for (int i = 0; i < PER_THREAD; ++i) clip_to_sequence(sequence, start.at[i], end.at[i]);
     }
 
-    // Turns the starts and ends of each lane's four rows into S and E. Rows from row_num on are taken
-    // to be in the sequence of the last row.
-    __device__ void warp_to_pack_coordinates(unsigned row, Four& start, Four& end)
+    // The same, for rows of several sequences, or of one that the window does not have yet.
+    __device__ void warp_find(unsigned row, Span span, Four& start, Four& end)
     {
-        unsigned first = warp_uniform(row), last_row = row_num - 1;
-        Span span = {min(first, last_row), min(first + PER_THREAD * WARP_THREADS - 1, last_row)};
-        if (span.last < sequence.end) {  // mostly: the rows are in the sequence of those before
-            for (int i = 0; i < PER_THREAD; ++i) clip_to_sequence(sequence, start.at[i], end.at[i]);
-            return;
-        }
         unsigned rows[PER_THREAD];
-        for (unsigned i = 0; i < PER_THREAD; ++i) rows[i] = min(row + i, last_row);
+        for (unsigned i = 0; i < PER_THREAD; ++i) rows[i] = max(min(row + i, span.last), span.first);
         auto visit = [&](unsigned i, const RowSequences::Sequence& found, bool holds) {
             int s = start.at[i], e = end.at[i];
             clip_to_sequence(found, s, e);

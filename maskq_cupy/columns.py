@@ -70,7 +70,7 @@ def get_attn_mask_q(
         int32 cupy.ndarray, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c
         is shown to exactly the rows ``[UTE, LTS)``; or ``out``.
 
-    One launch, two with attn_mask_kv of more than 2,048 rows; O(N + Q) work; allocates the result
+    One launch, two with attn_mask_kv of more than 8,192 rows; O(N + Q) work; allocates the result
     and the scratch memory from CuPy's pool, and nothing where they are given.
 
     Raises:

@@ -22,7 +22,8 @@ class Sizes(NamedTuple):
 
     block_threads: int = 256  # a multiple of 32
     near_tiles: int = 4  # row tiles that a block reads whole for a tile of columns
-    few_tiles_shift: int = 1  # 2**this row tiles have staircases that fit in shared memory
+    few_strips: int = 64  # of 128 rows, which a block reads whole for a tile of columns
+    many_strips: int = 1 << 16  # of rows, which are read twice rather than their staircases stored
     few_segments: int = 16384  # of a forest, whose minima fit in a block's shared memory
 
     @property

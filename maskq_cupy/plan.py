@@ -82,16 +82,23 @@ def _column_tiles(column_num: int, most_steps: int = 8) -> tuple[int, int]:
 def scratch_nbytes(q_token_num: int) -> int:
     """Return the bytes of scratch memory that a call with attn_mask_kv of so many rows needs.
 
-    8 a row for its two staircases, and 4 KiB; none where the rows are few.
+    8 a row for its two staircases, and 4 KiB; none where the rows are few, and 8 for 128 rows where
+    they are many.
 
     >>> scratch_nbytes(10_000), scratch_nbytes(1000)
     (84096, 0)
     """
-    return 0 if _are_few_rows(q_token_num) else excess_scratch_nbytes(q_token_num)
+    strip_num = _strips(q_token_num)
+    if strip_num <= compiler.SIZES.few_strips:
+        return 0
+    if strip_num >= compiler.SIZES.many_strips:
+        return _edges_nbytes() + 2 * 4 * strip_num
+    return excess_scratch_nbytes(q_token_num)
 
 
-def _are_few_rows(row_num: int) -> bool:
-    return _row_tiles(row_num) <= 1 << compiler.SIZES.few_tiles_shift
+def _strips(row_num: int) -> int:
+    """Return the strips of rows, of STRIP each (rows.cuh)."""
+    return -(-row_num // 128)
 
 
 def excess_scratch_nbytes(q_token_num: int) -> int:
@@ -104,7 +111,7 @@ def excess_scratch_nbytes(q_token_num: int) -> int:
 
 
 def _most_groups() -> int:
-    """Return the most groups of row tiles, GROUPS in staircase.cuh."""
+    """Return the most groups of row tiles or strips, GROUPS in scans.cuh."""
     return 2 * compiler.SIZES.block_threads
 
 
@@ -125,16 +132,25 @@ def interval_launches(
 ) -> tuple[Launch, ...]:
     """Return the launches that write the columns of intervals; both numbers are at least 1.
 
-    One where the rows are few; it needs no scratch.
+    One where the rows are few; it needs no scratch. overlap is for neither few nor many.
     """
     tile, row_num = 4 * compiler.SIZES.block_threads, intervals.row_num
-    if _are_few_rows(row_num):
+    strip_num = _strips(row_num)
+    if strip_num <= compiler.SIZES.few_strips:
         make = launch_of("columns_of_few_rows")
         few = cuts + intervals + (columns, column_num)
         return (make(column_num // tile + 1, *few),)
+    tiles_per_block = 1 if column_num < 1 << 20 else 2 if column_num < 1 << 22 else 8
+    if strip_num >= compiler.SIZES.many_strips:
+        group_num, edges = _edges(strip_num, scratch)
+        scanned = cuts + intervals + edges
+        of_many = launch_of("columns_of_many_rows")(
+            column_num // (tile * tiles_per_block) + 1, *scanned, group_num=group_num,
+            columns=columns, column_num=column_num, tiles_per_warp=tiles_per_block,
+        )  # fmt: skip
+        return launch_of("edges_of_strips")(group_num, *scanned), of_many
     group_num, stairs = _staircases(row_num, scratch)
     group_shift, ends, starts, group_edges = stairs
-    tiles_per_block = 1 if column_num < 1 << 20 else 2 if column_num < 1 << 22 else 8
     of_columns = launch_of("columns_of_staircases")(
         column_num // (tile * tiles_per_block) + 1,
         ends=ends, starts=starts, group_edges=group_edges, row_num=row_num,
@@ -158,6 +174,15 @@ def _staircases(row_num: int, scratch: Any) -> tuple[int, tuple[int, Any, Any, A
     ends = scratch + _edges_nbytes()
     starts = ends + _staircase_nbytes(row_num)
     return ((tile_num - 1) >> group_shift) + 1, (group_shift, ends, starts, scratch)
+
+
+def _edges(strip_num: int, scratch: Any) -> tuple[int, tuple[int, Any, Any, Any]]:
+    """Return the number of groups of strips, and the strips' edges, laid out in scratch memory."""
+    warps = compiler.SIZES.block_threads // 32
+    group_shift = (-(-strip_num // (warps * _most_groups())) - 1).bit_length()
+    ends = scratch + _edges_nbytes()
+    group_num = -(-strip_num // (warps << group_shift))
+    return group_num, (group_shift, ends, ends + 4 * strip_num, scratch)
 
 
 def excess_launches(

@@ -33,6 +33,8 @@ from on_cpu import calls, emulator
 from strategies import random_pack
 from test_hostile import hostile_pack, hostile_tree, misled_searches
 from test_kernels_on_cpu import (
+    BY_KERNELS,
+    OF_MORE_ROWS,
     large_packs,
     many_tiles_a_group,
     rows_far_from_columns,
@@ -66,6 +68,8 @@ RULE, INTERVALS, TREE = "columns_rule.cu", "columns_intervals.cu", "columns_tree
 COLUMN_SEQUENCES, MODIFIED = "column_sequences.cuh", "columns_modified_rule.cu"
 EXCESS, TILES, OF_TILES = "excess.cu", "tile_lists.cu", "tiles.cuh"
 NARROW = "narrow_lists.cu"
+SCANS, MARKS = "scans.cuh", "marks.cuh"
+FEW_ROWS, MANY_ROWS = "columns_few_rows.cu", "columns_many_rows.cu"
 CHUNKS, SHARD = "chunks.cuh", "shard.cu"
 RUNS, PADDED, FORMS = "token_runs.cu", "padded.cu", "forms.cu"
 
@@ -212,13 +216,13 @@ MUTANTS = [
     Mutant(RULE, "rule_columns.warp_shuffle(window.lane_sequence, last_lane)", "rule_columns.warp_shuffle(window.lane_sequence, last_lane + 1)", "lane"),
     Mutant(RULE, "WARP_THREADS;\n        first = last + 1;", "WARP_THREADS;\n        first = last + 2;", "off-by-one"),
     # Scans
-    Mutant(STAIRCASE, "max(v, __shfl_up_sync(FULL_MASK, v, distance))", "max(v, __shfl_up_sync(FULL_MASK, v, 1))", "lane"),
-    Mutant(STAIRCASE, "distance < WARP_THREADS; distance *= 2)\n        v = min", "distance < WARP_THREADS / 2; distance *= 2)\n        v = min", "lane"),
-    Mutant(STAIRCASE, "v.at[i] = min(v.at[i], v.at[i + 1]);", ";", "scan"),
-    Mutant(STAIRCASE, "if (warp < threadIdx.x / WARP_THREADS) before", "if (warp <= threadIdx.x / WARP_THREADS) before", "warp"),
-    Mutant(STAIRCASE, "if (warp > threadIdx.x / WARP_THREADS) behind", "if (warp > threadIdx.x / WARP_THREADS + 1) behind", "warp"),
-    Mutant(STAIRCASE, "edges.at[threadIdx.x / WARP_THREADS] = v.at[PER_THREAD - 1]", "edges.at[threadIdx.x / WARP_THREADS] = v.at[0]", "edge"),
-    Mutant(STAIRCASE, "__syncthreads();\n    fold_max_before(end", "fold_max_before(end", "barrier", "thread"),
+    Mutant(SCANS, "max(v, __shfl_up_sync(FULL_MASK, v, distance))", "max(v, __shfl_up_sync(FULL_MASK, v, 1))", "lane"),
+    Mutant(SCANS, "distance < WARP_THREADS; distance *= 2)\n        v = min", "distance < WARP_THREADS / 2; distance *= 2)\n        v = min", "lane"),
+    Mutant(SCANS, "v.at[i] = min(v.at[i], v.at[i + 1]);", ";", "scan"),
+    Mutant(SCANS, "if (warp < threadIdx.x / WARP_THREADS) before", "if (warp <= threadIdx.x / WARP_THREADS) before", "warp"),
+    Mutant(SCANS, "if (warp > threadIdx.x / WARP_THREADS) behind", "if (warp > threadIdx.x / WARP_THREADS + 1) behind", "warp"),
+    Mutant(SCANS, "edges.at[threadIdx.x / WARP_THREADS] = v.at[PER_THREAD - 1]", "edges.at[threadIdx.x / WARP_THREADS] = v.at[0]", "edge"),
+    Mutant(SCANS, "__syncthreads();\n    fold_max_before(end", "fold_max_before(end", "barrier", "thread"),
     # Rows to staircases
     Mutant(ROWS, "s = min(max(start, 0), kv_len)", "s = min(start, kv_len)", "clip"),
     Mutant(ROWS, "e = min(max(end, 0), kv_len)", "e = max(end, 0)", "clip"),
@@ -226,14 +230,10 @@ MUTANTS = [
     Mutant(ROWS, ": sequence.kv_end;", ": sequence.kv_start;", "swap"),
     Mutant(ROWS, "start = s < e ?", "start = s <= e ?", "bound"),
     Mutant(ROWS, "if (b >= batch) return", "if (b > batch) return", "bound", "address"),
-    Mutant(ROWS, "if (row + i >= intervals.row_num) continue;", "", "bound", "address"),
     Mutant(ROWS, "row + PER_THREAD <= intervals.row_num", "row < intervals.row_num", "bound", "address"),
     Mutant(ROWS, "two_rows[0], high = two_rows[1]", "two_rows[0], high = two_rows[0]", "load"),
     Mutant(ROWS, "!intervals.is_int64 && intervals.is_aligned", "!intervals.is_int64", "alignment", "address"),
     Mutant(ROWS, "return {NO_END, NO_ROW, NO_ROW};", "return {NO_END, 0, 0};", "padding"),
-    Mutant(ROWS, "if (span.last < sequence.end)", "if (span.last <= sequence.end)", "off-by-one"),
-    Mutant(ROWS, "first + PER_THREAD * WARP_THREADS - 1, last_row", "first + PER_THREAD * WARP_THREADS - 2, last_row", "off-by-one"),
-    Mutant(ROWS, "rows[i] = min(row + i, last_row)", "rows[i] = min(row, last_row)", "row"),
     Mutant(ROWS, "start.at[i] = holds ? s : start.at[i];", "start.at[i] = s;", "is it"),
     Mutant(ROWS, "window.source.warp_shuffle(window.lane_sequence, last_lane)", "window.source.warp_shuffle(window.lane_sequence, last_lane + 1)", "lane"),
     Mutant(INTERVALS, "stairs.last_row(tile_end - 1)}", "stairs.last_row(stairs.first_tile(group))}", "span"),
@@ -242,8 +242,53 @@ MUTANTS = [
     Mutant(INTERVALS, "int v = min(warp_running_min_from_right(edge", "int v = max(warp_running_min_from_right(edge", "carry"),
     Mutant(INTERVALS, "tile < tile_end ? stairs.ends", "tile <= tile_end ? stairs.ends", "bound", "thread"),
     Mutant(INTERVALS, "bool exists = end >= first_tile + from_right", "bool exists = end + 1 >= first_tile + from_right", "bound", "address"),
-    Mutant(INTERVALS, "__syncthreads();\n    if (row_num > TILE)", "if (row_num > TILE)", "barrier", "thread"),
-    Mutant(INTERVALS, "__syncthreads();\n        block_link_tiles", "block_link_tiles", "barrier", "thread"),
+    Mutant(ROWS, "if (row + i < intervals.row_num) load", "load", "bound", "address"),
+    Mutant(ROWS, "if (span.last >= sequence.end)", "if (span.last > sequence.end)", "off-by-one"),
+    Mutant(ROWS, "within(first + STRIP - 1)", "within(first + STRIP - 2)", "off-by-one"),
+    Mutant(ROWS, "rows[i] = max(min(row + i, span.last), span.first)", "rows[i] = max(min(row, span.last), span.first)", "row"),
+    Mutant(ROWS, "only == window.warp_count_ended(span.first)", "only <= window.warp_count_ended(span.first) + 1", "border"),
+    # Marks
+    Mutant(MARKS, "before = max(before, columns.first);", "", "clip", "address"),
+    Mutant(MARKS, "int at = min(end.at[i], columns.last + 1)", "int at = end.at[i]", "clip", "address"),
+    Mutant(MARKS, "if (at > before) atomicMin", "if (at >= before) atomicMin", "bound", "address"),
+    Mutant(MARKS, "atomicMin(ute + (at - 1 - columns.first), (int)(row + i))", "atomicMin(ute + (at - 1 - columns.first), (int)row)", "row"),
+    Mutant(MARKS, "behind = min(behind, columns.last + 1);", "", "clip", "address"),
+    Mutant(MARKS, "int at = max(start.at[i], columns.first)", "int at = start.at[i]", "clip", "address"),
+    Mutant(MARKS, "(int)row + i + 1)", "(int)row + i)", "off-by-one"),
+    Mutant(MARKS, "row + i >= first_row && row + i < row_end", "row + i < row_end", "other row"),
+    Mutant(MARKS, "row + i >= first_row && row + i < row_end", "row + i >= first_row", "other row"),
+    Mutant(MARKS, "return start <= 0 && end > 0", "return end > 0", "flat"),
+    Mutant(MARKS, "return start <= 0 && end > 0", "return start <= 0", "flat"),
+    Mutant(MARKS, "q_start > q_end || q_end > intervals.row_num", "q_start > q_end", "bound", "address"),
+    Mutant(MARKS, "if (first > last) return false;", "", "clip", "address"),
+    Mutant(MARKS, "min(sequence.kv_end - 1, tile.columns.last)", "min(sequence.kv_end, tile.columns.last)", "off-by-one"),
+    Mutant(MARKS, "(int)(flat ? sequence.q_end : sequence.q_start)", "0", "base"),
+    Mutant(MARKS, "put_four(shared.ute + thread_first, ute);\n    __syncwarp();", "put_four(shared.ute + thread_first, ute);", "barrier", "thread"),
+    # Columns of few rows
+    Mutant(FEW_ROWS, "put_four(shared.lts + PER_THREAD * threadIdx.x, {});\n    __syncthreads();", "put_four(shared.lts + PER_THREAD * threadIdx.x, {});", "barrier", "thread"),
+    Mutant(FEW_ROWS, "block_mark_rows(tile, warp, intervals);\n    __syncthreads();", "block_mark_rows(tile, warp, intervals);", "barrier", "thread"),
+    Mutant(FEW_ROWS, "publish_max(lts, lts_edges);\n    __syncthreads();", "publish_max(lts, lts_edges);", "barrier", "thread"),
+    Mutant(FEW_ROWS, "which ? min(b + 1, pack.batch) : b", "b", "row"),
+    Mutant(FEW_ROWS, "strip += WARPS) {", "strip += WARPS + 1) {", "strip"),
+    Mutant(FEW_ROWS, "fold_max_before(lts, lts_edges);\n    for (int i = 0; i < PER_THREAD; ++i) lts.at[i] = max(lts.at[i], ute.at[i]);", "fold_max_before(lts, lts_edges);", "order"),
+    # Columns of many rows
+    Mutant(MANY_ROWS, "{group_first * STRIP, min(group_end * STRIP, row_num) - 1}", "{group_first * STRIP, group_first * STRIP}", "span"),
+    Mutant(MANY_ROWS, "all.x = max(all.x, warp_max(max_of(end)))", "all.x = warp_max(max_of(end))", "carry"),
+    Mutant(MANY_ROWS, "all.y = min(all.y, least)", "all.y = least", "carry"),
+    Mutant(MANY_ROWS, "if (step < last_steps) kept =", "if (false) kept =", "step"),
+    Mutant(MANY_ROWS, "edges.ends[at] = max(kept.end, before)", "edges.ends[at] = kept.end", "link"),
+    Mutant(MANY_ROWS, "edges.starts[at] = behind;", "edges.starts[at] = kept.start;", "link"),
+    Mutant(MANY_ROWS, "bool exists = at < strip_end", "bool exists = at <= strip_end", "bound", "address"),
+    Mutant(MANY_ROWS, "group_edges[blockIdx.x].x = max(before, all.x)", "group_edges[blockIdx.x].x = all.x", "group"),
+    Mutant(MANY_ROWS, "edges.strip_end(group) - 1 + OVERSHOOT", "edges.strip_end(group) - 2 + OVERSHOOT", "off-by-one"),
+    Mutant(MANY_ROWS, "group == 0 ? -1 : group_edges[group - 1]", "-1", "group"),
+    Mutant(MANY_ROWS, "if (strip >= edges.strip_num()) return NO_ROW;", "", "bound", "address"),
+    Mutant(MANY_ROWS, "if (strip - first > last - first) continue;", "if (strip > last) continue;", "bound", "address"),
+    Mutant(MANY_ROWS, "was_one && found.lo", "found.lo", "stale"),
+    Mutant(MANY_ROWS, "needs_starts = !is_level;", ";", "stale"),
+    Mutant(MANY_ROWS, "rows.sequence = {};", "", "stale"),
+    Mutant(MANY_ROWS, "lts.at[i] = max(lts.at[i], ute.at[i]);\n        warp_store", ";\n        warp_store", "order"),
+    Mutant(MANY_ROWS, "shared.lts + warp_first};", "shared.lts};", "warp"),
     # Columns off the staircases
     Mutant(STAIRCASE, "hi = stored.last_row(tile) + 1;", "hi = stored.last_row(tile);", "off-by-one"),
     Mutant(STAIRCASE, "min(lo, group_num - 1)", "lo", "clip", "address"),
@@ -260,7 +305,7 @@ MUTANTS = [
     Mutant(INTERVALS, "next <= columns.column_first ||", "next <= columns.column_first + 1 ||", "off-by-one"),
     Mutant(INTERVALS, "threadIdx.x / 2 * (tile_num - 1)", "threadIdx.x % 2 * (tile_num - 1)", "near"),
     Mutant(INTERVALS, "lane == WARP_THREADS - 1) next = NO_ROW", "lane == WARP_THREADS - 2) next = NO_ROW", "lane"),
-    Mutant(INTERVALS, "max(lts.at[i], ute.at[i])", "lts.at[i]", "order"),
+    Mutant(INTERVALS, "by_starts);\n    for (int i = 0; i < PER_THREAD; ++i) lts.at[i] = max(lts.at[i], ute.at[i]);", "by_starts);", "order"),
     Mutant(INTERVALS, "put_four(shared.lts + thread_first, lts);\n    __syncwarp();", "put_four(shared.lts + thread_first, lts);", "barrier", "thread"),
     Mutant(INTERVALS, "put_four(shared.lts + thread_first, {});\n        __syncthreads();", "put_four(shared.lts + thread_first, {});", "barrier", "thread"),
     Mutant(INTERVALS, "(tile + 1) % 2]);\n        }\n        __syncthreads();", "(tile + 1) % 2]);\n        }", "barrier", "thread"),
@@ -633,7 +678,32 @@ def run_tile_lists(executable, by):
         test_blocks.check(executable, list(test_blocks.calls_with_holes_and_far_tiles()))
 
 
-OF_COLUMNS = Suite((RULE, MODIFIED, INTERVALS), run_columns)
+def run_intervals(executable, by):
+    rng = np.random.default_rng(0)
+    judge = calls.check if by == "plain" else calls.run
+    part = 5 if by == "thread" else 1
+    for sizes in BY_KERNELS.values():
+        packs = [random_pack(rng, intervals=True) for _ in range(100 // part)]
+        judge(executable, packs, SECONDS, sizes=sizes)
+        judge(executable, packs[::4], SECONDS, large=True, sizes=sizes)
+        judge(executable, list(of_intervals(rows_far_from_columns()))[::part], SECONDS, sizes=sizes)
+        judge(executable, list(of_intervals(tile_edges()))[::part], SECONDS, sizes=sizes)
+        if by != "plain":
+            hostile = [hostile_pack(rng, n, intervals=True) for n in TOKENS * 20]
+            judge(executable, hostile, SECONDS, sizes=sizes)
+    for kernels in OF_MORE_ROWS:
+        sizes = BY_KERNELS[kernels]
+        judge(executable, list(of_intervals(large_packs())), SECONDS, large=True, sizes=sizes)
+        if by != "thread":
+            judge(executable, list(many_tiles_a_group()), SECONDS, sizes=sizes)
+
+
+def of_intervals(packs):
+    return (pack for pack in packs if pack.attn_mask_kv is not None)
+
+
+OF_COLUMNS = Suite((RULE, MODIFIED, INTERVALS, FEW_ROWS, MANY_ROWS), run_columns)
+OF_INTERVALS = Suite((RULE, MODIFIED, INTERVALS, FEW_ROWS, MANY_ROWS), run_intervals)
 OF_MODIFIED = Suite((MODIFIED,), run_modified)
 
 
@@ -693,14 +763,18 @@ OF_FORMS = Suite((FORMS,), run_splits)
 SUITES = {
     SEARCH: [OF_COLUMNS],
     SEQUENCES: [OF_COLUMNS],
-    ROWS: [OF_COLUMNS, OF_EXCESS],
-    STAIRCASE: [OF_COLUMNS, OF_EXCESS],
+    ROWS: [OF_INTERVALS, OF_EXCESS],
+    SCANS: [OF_INTERVALS, OF_EXCESS],
+    STAIRCASE: [OF_INTERVALS, OF_EXCESS],
+    MARKS: [OF_INTERVALS],
+    FEW_ROWS: [OF_INTERVALS],
+    MANY_ROWS: [OF_INTERVALS],
     COLUMNS: [OF_COLUMNS],
     COLUMN_TILES: [OF_COLUMNS],
     COLUMN_SEQUENCES: [OF_COLUMNS],
     RULE: [OF_COLUMNS],
     MODIFIED: [OF_MODIFIED],
-    INTERVALS: [OF_COLUMNS],
+    INTERVALS: [OF_INTERVALS],
     SUBTREES: [OF_TREES],
     TREE: [OF_TREES],
     EXCESS: [OF_EXCESS],

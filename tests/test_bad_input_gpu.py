@@ -49,7 +49,7 @@ class Good:
     """A good call's arguments, and what makes bad ones of them."""
 
     def __init__(self, cupy):
-        self._memory = cupy.zeros(1 << 16, np.uint8)
+        self._memory = cupy.zeros(1 << 17, np.uint8)
         self._cu = cupy.asarray([0, 3], np.int32)
         self._mask = cupy.zeros((ROWS, 2), np.int32)
         self._mask[:3, 1] = cupy.arange(1, 4)
@@ -81,7 +81,7 @@ FORM = "must be int32 or int64 of shape"
 OUT_FORM = "out must be int32 of shape (N, 2) or (1, 1, N, 2), got"
 ONE_PLACE = "the input must be all on one GPU or all on the host, got"
 OVERLAP = "must not overlap the other arrays, got 0x.. to 0x.. over 0x.. to 0x.."
-ROWS = 3000  # so many that a call needs scratch memory
+ROWS = 9000  # so many that a call needs scratch memory
 NBYTES = maskq_cupy.scratch_nbytes(ROWS)
 SCRATCH = (
     f"scratch must be writable, contiguous, 16-byte aligned and of at least {NBYTES} bytes, got"

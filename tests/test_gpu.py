@@ -5,7 +5,7 @@ import pytest
 from strategies import Pack, cuts, random_pack
 
 import maskq_cupy
-from maskq_cupy import reference
+from maskq_cupy import compiler, reference
 
 pytestmark = pytest.mark.gpu
 
@@ -25,6 +25,16 @@ def test_random_packs(cupy, seed):
     rng = np.random.default_rng(seed)
     for _ in range(220):
         check(cupy, random_pack(rng, tokens=int(rng.choice([50, 600, 5000, 40000]))))
+
+
+@pytest.mark.parametrize("sizes", [{"few_strips": 0}, {"few_strips": 0, "many_strips": 0}])
+def test_intervals_as_if_of_more_rows(cupy, monkeypatch, sizes):
+    """By the kernels of packs larger than these."""
+    monkeypatch.setattr(compiler, "SIZES", compiler.SIZES._replace(**sizes))
+    rng = np.random.default_rng(20)
+    for _ in range(300):
+        tokens = int(rng.choice([50, 600, 5000, 40000]))
+        check(cupy, random_pack(rng, tokens=tokens, intervals=True))
 
 
 @pytest.mark.parametrize("batch", [1, 31, 32, 33, 255, 256, 257, 4096, 65_536, 65_537, 100_000])
@@ -171,7 +181,7 @@ def test_out(cupy, n):
 
 
 def test_scratch(cupy):
-    rows = 5000
+    rows = 9000  # so many that a call needs scratch memory
     mask = np.stack([np.zeros(rows), np.arange(rows) + 1], axis=1).astype(np.int32)
     cu, device_mask = cupy.asarray([0, rows], np.int32), cupy.asarray(mask)
     scratch = cupy.empty(maskq_cupy.scratch_nbytes(rows), np.uint8)
@@ -221,7 +231,7 @@ def test_waits_for_torch(cupy):
 def test_graph(cupy, intervals):
     """A captured call replays with inputs changed in place."""
     rng = np.random.default_rng(11)
-    n, batch = 3000, 40
+    n, batch = 9000, 40
     k = cupy.zeros(batch + 1, np.int32)
     q = cupy.zeros(batch + 1, np.int32)
     mask = cupy.zeros((n, 2), np.int32) if intervals else None
@@ -256,11 +266,11 @@ def test_graph(cupy, intervals):
         ("scratch memory is allocated: give scratch= of", {"scratch": None}),
         ("kv_token_num is read back: give it, or out=", {"out": None, "kv_token_num": None}),
         ("validate=True waits", {"validate": True}),
-        ("host input is copied", {"cu_seqlens_q": [0, 5000], "cu_seqlens_k": [0, 5000]}),
+        ("host input is copied", {"cu_seqlens_q": [0, 9000], "cu_seqlens_k": [0, 9000]}),
     ],
 )
 def test_capture_refuses(cupy, message, change):
-    n = 5000
+    n = 9000
     cu, mask = cupy.asarray([0, n], np.int32), cupy.zeros((n, 2), np.int32)
     arguments = {
         "cu_seqlens_q": cu,

@@ -20,9 +20,29 @@ def test_random_packs(builds, sanitizer, count):
     check(builds(sanitizer), [random_pack(rng) for _ in range(count)])
 
 
+# Rows of any number by the kernels for few, for neither few nor many, and for many.
+BY_KERNELS = {
+    "few": emulator.SIZES._replace(few_strips=10**9),
+    "neither": emulator.SIZES._replace(few_strips=0),
+    "many": emulator.SIZES._replace(few_strips=0, many_strips=0),
+}
+OF_MORE_ROWS = ("neither", "many")
+
+
+@pytest.mark.parametrize(("sanitizer", "count"), SANITIZERS)
+@pytest.mark.parametrize("kernels", BY_KERNELS)
+def test_random_intervals(builds, sanitizer, count, kernels):
+    rng = np.random.default_rng(6)
+    packs = [random_pack(rng, intervals=True) for _ in range(count // 2)]
+    check(builds(sanitizer), packs, sizes=BY_KERNELS[kernels])
+    if kernels in OF_MORE_ROWS:
+        check(builds(sanitizer), packs[::4], large=True, sizes=BY_KERNELS[kernels])
+
+
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
-def test_launches_of_large_packs(builds, sanitizer):
-    check(builds(sanitizer), list(large_packs()), large=True)
+@pytest.mark.parametrize("kernels", OF_MORE_ROWS)
+def test_launches_of_large_packs(builds, sanitizer, kernels):
+    check(builds(sanitizer), list(large_packs()), large=True, sizes=BY_KERNELS[kernels])
 
 
 def large_packs():
@@ -41,8 +61,9 @@ def large_packs():
 
 
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
-def test_rows_far_from_columns(builds, sanitizer):
-    check(builds(sanitizer), list(rows_far_from_columns()))
+@pytest.mark.parametrize("kernels", BY_KERNELS)
+def test_rows_far_from_columns(builds, sanitizer, kernels):
+    check(builds(sanitizer), list(rows_far_from_columns()), sizes=BY_KERNELS[kernels])
 
 
 def rows_far_from_columns():
@@ -81,8 +102,9 @@ def tile_edges():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
-def test_tile_edges(builds, sanitizer):
-    check(builds(sanitizer), list(tile_edges()))
+@pytest.mark.parametrize("kernels", BY_KERNELS)
+def test_tile_edges(builds, sanitizer, kernels):
+    check(builds(sanitizer), list(tile_edges()), sizes=BY_KERNELS[kernels])
 
 
 def span_edges():
@@ -156,8 +178,9 @@ def test_reciprocals_divide_every_key():
 
 
 @pytest.mark.slow
-def test_many_tiles_a_group(builds):
-    check(builds("plain"), list(many_tiles_a_group()))
+@pytest.mark.parametrize("kernels", OF_MORE_ROWS)
+def test_many_tiles_a_group(builds, kernels):
+    check(builds("plain"), list(many_tiles_a_group()), sizes=BY_KERNELS[kernels])
 
 
 def many_tiles_a_group():

@@ -302,7 +302,7 @@ def test_capture_with_a_cold_cache(tmp_path, intervals):
 def test_many_replays(cupy, intervals):
     """Inputs change in place between the replays of one captured call."""
     rng = np.random.default_rng(13)
-    n, batch, kinds = 3000, 20, 100  # more rows than one launch scans
+    n, batch, kinds = 9000, 20, 100  # more rows than one launch reads
     q, k = (cupy.zeros(batch + 1, np.int32) for _ in range(2))
     mask = cupy.zeros((n, 2), np.int32) if intervals else None
     out = cupy.empty((n, 2), np.int32)

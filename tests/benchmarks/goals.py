@@ -38,6 +38,15 @@ def over(runs, what, floor, counts=lambda run: True, **facts):
     )
 
 
+def over_read(runs, counts):
+    """Return the worst ratio of intervals to reading and writing as many bytes."""
+    return over(runs, "intervals", "read and fill", counts)
+
+
+def is_sorted(run):
+    return run["case"].startswith("sorted")
+
+
 def over_plain(runs, counts):
     """Return how many times the plain causal rule of the same pack a modified one takes at most."""
     return largest(
@@ -244,7 +253,12 @@ def goals(runs):
              over_plain(runs, lambda run: run["n"] <= 2**17)),
         Goal("rules", "the same, N ≥ 16 M", 1.2, over_plain(runs, lambda run: run["n"] >= 2**24)),
         Goal("rules", "1,000 spans over one", 1.4, many_spans_over_one(runs)),
-        Goal("G2", "intervals over read and fill", 2.5, over(runs, "intervals", "read and fill")),
+        Goal("G2", "intervals over read and fill, sorted, N < 16 M", 3.5,
+             over_read(runs, lambda run: is_sorted(run) and run["n"] < 16 * MIB)),
+        Goal("G2", "the same, N ≥ 16 M", 2.2,
+             over_read(runs, lambda run: is_sorted(run) and run["n"] >= 16 * MIB)),
+        Goal("G2", "intervals over read and fill, random", 4,
+             over_read(runs, lambda run: not is_sorted(run))),
         Goal("G3", "published over ours", 1000, faster_than_published(runs), "≥"),
         Goal("G4", "time a column at 2 N over at N, past 1 M", 1.05, growth(runs)),
         Goal("G4", "time at the worst B over at the best", 1.4, spread(runs)),

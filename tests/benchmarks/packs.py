@@ -16,6 +16,7 @@ MODIFIED = {
     "chunks and sinks": {"chunk_size": 1000, "window": (4096, 0), "num_sink_tokens": 4},
 }
 SPANS = {"one span": 1, "1,000 spans": 1000}
+ANYWHERE = ", cut anywhere"  # of a case of intervals
 ALL_CHECKED = 2**20  # columns, up to which each is compared; of larger packs as many
 
 
@@ -38,6 +39,12 @@ def documents(n, b):
     return cuts(np.random.default_rng(0).multinomial(n, np.full(b, 1 / b)))
 
 
+def cut_anywhere(n, b):
+    """Return the cuts of b documents of n tokens, at any places: some are short, some long."""
+    places = np.random.default_rng(0).integers(0, n + 1, b - 1)
+    return np.concatenate([[0], np.sort(places), [n]]).astype(np.int32)
+
+
 def rule_pack(n, b, case):
     return Pack(n, b, case, documents(n, b), None, RULES[case])
 
@@ -54,10 +61,11 @@ def interval_pack(n, b, case):
     """Return a pack with intervals: "sorted" are causal, "random" are any two keys of the document.
 
     Between them, sorted ends that step at each row, and ends of which few are a running maximum.
+    The documents are about as long as each other, but those that are "cut anywhere".
     """
-    cu = documents(n, b)
+    cu = cut_anywhere(n, b) if case.endswith(ANYWHERE) else documents(n, b)
     lens = np.diff(cu)
-    if case == "sorted":
+    if case.startswith("sorted"):
         end = np.arange(1, n + 1, dtype=np.int32) - np.repeat(cu[:-1], lens)
         return Pack(n, b, case, cu, np.stack([np.zeros_like(end), end], axis=1), {})
     draw = np.random.default_rng(1).random((2, n), dtype=np.float32)
@@ -80,7 +88,7 @@ def expected(pack, column):
         columns = reference.get_attn_mask_q(pack.cu, pack.cu, pack.intervals, pack.n, **pack.rule)
         return columns[column]
     cu = pack.cu.astype(np.int64)
-    if pack.case == "random":
+    if pack.case.startswith("random"):
         lts, ute = reference._interval_columns(cu, cu, column, pack.intervals)
     else:  # sorted intervals are the causal rule's
         rule = dict(pack.rule)

@@ -33,6 +33,13 @@ INTERVAL_PACKS = [
     (n, b, case) for n in SIZES for b in (1, n // 128) for case in ("sorted", "random")
 ]
 INTERVAL_PACKS += [(n, b, "sorted") for n in DOUBLES for b in (1, n // 128)]
+# Some sequences a block, whose borders are what costs most, about as long as each other and not.
+INTERVAL_PACKS += [
+    (n, b, case + cut)
+    for n, b in ((2**13, 8), (2**17, 64), (2**20, 64), (2**24, 1000))
+    for case in ("sorted", "random")
+    for cut in ("", packs.ANYWHERE)
+]
 # One sequence takes the published algorithm the longest: a fifth of a second at 2**20.
 PUBLISHED_PACKS = [
     (n, b, case)

@@ -55,6 +55,8 @@ def as_if_large(launch, row_num, column_num):
     pairs, tiles, shift = 4, 3, 7  # a warp links 32 tiles at a time, and a search halves a group
     changed, grid = {}, launch.grid
     group_num = (-(-row_num // emulator.TILE) - 1 >> shift) + 1
+    strip_shift = 6  # a group has 2**this strips for each warp
+    strip_group_num = (-(-row_num // emulator.TILE) - 1 >> strip_shift) + 1
     if launch.kernel in ("columns_rule", "columns_modified_rule", "columns_tree"):
         changed = {"steps": pairs}
         grid = column_num // (2 * emulator.SIZES.block_threads * pairs) + 1
@@ -63,6 +65,13 @@ def as_if_large(launch, row_num, column_num):
         grid = group_num
     elif launch.kernel == "columns_of_staircases":
         changed = {"group_shift": shift, "group_num": group_num, "tiles_per_block": tiles}
+        grid = column_num // (emulator.TILE * tiles) + 1
+    elif launch.kernel == "edges_of_strips":
+        changed = {"group_shift": strip_shift}
+        grid = strip_group_num
+    elif launch.kernel == "columns_of_many_rows":
+        changed = {"group_shift": strip_shift, "group_num": strip_group_num}
+        changed["tiles_per_warp"] = tiles
         grid = column_num // (emulator.TILE * tiles) + 1
     return compiler.launch_of(launch.kernel)(grid, **launch.named | changed)
 

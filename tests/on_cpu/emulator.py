@@ -23,7 +23,7 @@ KEPT = 20  # builds of a sanitizer, those that were used last
 SLOTS = 2
 
 # Small, so that a pack of a few hundred tokens crosses tiles, windows and groups.
-SIZES = compiler.Sizes(block_threads=64, near_tiles=2, few_tiles_shift=2, few_segments=1200)
+SIZES = compiler.Sizes(block_threads=64, near_tiles=2, few_strips=8, few_segments=1200)
 WARP = 32
 TILE = 4 * SIZES.block_threads
 
