@@ -15,7 +15,7 @@ pytestmark = [
 ]
 
 N, B = 8192, 8
-FEW_ROWS, MANY_ROWS = 1024, 8192  # intervals in one launch, and in two
+FEW_ROWS, MANY_ROWS = 1024, 16384  # intervals in one launch, and in two
 
 
 @pytest.fixture
