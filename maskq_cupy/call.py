@@ -63,7 +63,9 @@ class Call:
         for arrays in (inputs, self.targets):
             before: Any = arrays  # none of the values
             for name, value in arrays.items():
-                if value is not before:  # cu_seqlens_q is often cu_seqlens_k too: read once then
+                # cu_seqlens_q is often cu_seqlens_k too, and read once then. What is written twice
+                # has facts of its own each time, by which the overlap is found.
+                if value is not before or arrays is not inputs:
                     facts = facts_of(value, name, launch, current)
                     if facts is None:
                         if arrays is not inputs:

@@ -49,7 +49,7 @@ class Good:
     """A good call's arguments, and what makes bad ones of them."""
 
     def __init__(self, cupy):
-        self._memory = cupy.zeros(1 << 17, np.uint8)
+        self._memory = cupy.zeros(1 << 18, np.uint8)
         self._cu = cupy.asarray([0, 3], np.int32)
         self._mask = cupy.zeros((ROWS, 2), np.int32)
         self._mask[:3, 1] = cupy.arange(1, 4)
