@@ -58,7 +58,10 @@ def verdicts(of_run):
 
 def test_goals():
     found = verdicts(small_run())
-    assert found["G1", "rules over a fill"] == ("1.33", "N = 131,072, B = 1, causal", "reached")
+    assert found["G1", "rules over a fill, B up to 31"] == (
+        *("1.33", "N = 131,072, B = 1, causal", "reached"),
+    )
+    assert found["G1", "the same, more sequences"][0] == "1.07"
     modified = found["rules", "modified over plain, N up to 128 K"]
     assert modified == ("1.50", "N = 131,072, B = 1, 1,000 spans", "reached")
     assert found["rules", "1,000 spans over one"][::2] == ("1.20", "reached")
@@ -75,7 +78,7 @@ def test_goals():
 
 def test_goals_that_are_missed():
     found = verdicts(small_run(rule_us=3.5))
-    assert found["G1", "rules over a fill"][::2] == ("2.33", "not reached")
+    assert found["G1", "rules over a fill, B up to 31"][::2] == ("2.33", "not reached")
     assert found["G3", "published over ours"][::2] == ("857", "not reached")
 
 

@@ -246,8 +246,11 @@ def making_over_attention(runs, n):
 def goals(runs):
     n = 2**17  # of the goals about tiles
     return [
-        Goal("G1", "rules over a fill", 1.4, over(runs, "rule", "fill")),
-        Goal("G1", "the same, N ≥ 16 M", 1.1,
+        Goal("G1", "rules over a fill, B up to 31", 1.4,
+             over(runs, "rule", "fill", lambda run: run["b"] <= 31)),
+        Goal("G1", "the same, more sequences", 1.7,
+             over(runs, "rule", "fill", lambda run: run["b"] > 31 and run["n"] < 16 * MIB)),
+        Goal("G1", "the same, N ≥ 16 M, any B", 1.1,
              over(runs, "rule", "fill", lambda run: run["n"] >= 16 * MIB)),
         Goal("rules", "modified over plain, N up to 128 K", 1.5,
              over_plain(runs, lambda run: run["n"] <= 2**17)),
