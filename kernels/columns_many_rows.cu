@@ -338,7 +338,7 @@ struct ColumnWarp {
     }
 };
 
-extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 6) void columns_of_many_rows(
+extern "C" __global__ __launch_bounds__(BLOCK_THREADS, 4) void columns_of_many_rows(
     const unsigned* cu_seqlens_q,  // all as for edges_of_strips
     const unsigned* cu_seqlens_k,
     unsigned q_stride,

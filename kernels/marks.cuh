@@ -126,10 +126,10 @@ template <bool FEW>
 __device__ bool mark_sequence(const MarkedTile& tile, const Intervals& intervals, const Sequence& sequence)
 {
     int first = max(sequence.kv_start, tile.columns.first);
-    int last = min(sequence.kv_end - 1, tile.columns.last);
-    if (first > last) return false;
+    int end = min(sequence.kv_end, tile.columns.last + 1);
+    if (first >= end) return false;
     bool flat = !FEW && is_flat(intervals, sequence.q_start, sequence.q_end);
-    atomicMin(tile.ute + (last - tile.columns.first), (int)sequence.q_end);
+    atomicMin(tile.ute + (end - 1 - tile.columns.first), (int)sequence.q_end);
     atomicMax(tile.lts + (first - tile.columns.first), (int)(flat ? sequence.q_end : sequence.q_start));
     return !flat;
 }
@@ -185,7 +185,7 @@ __device__ void warp_store_columns(
 }
 
 // Narrows all sequences to those of the columns first .. last.
-struct ColumnSequences {
+struct KeySequences {
     SequenceEnds ends;
     unsigned batch;
 };
@@ -193,5 +193,5 @@ struct ColumnSequences {
 __device__ SequenceRange block_narrow_to_columns(const Pack& pack, ColumnSpan first, ColumnSpan last)
 {
     Span span = {(unsigned)max(first.first, 0), (unsigned)last.last};
-    return block_narrow_sequences(ColumnSequences{{pack.k}, pack.batch}, span);
+    return block_narrow_sequences(KeySequences{{pack.k}, pack.batch}, span);
 }
