@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--ids", type=_ints, metavar="7,7,9", help="instead: the document's id of each token")
     add("--window", type=_ints, metavar="128,0", help="LEFT,RIGHT of the diagonal, -1: unbounded")
     add("--chunk-size", type=int, metavar="8192", help="see the diagonal's chunk of keys alone")
-    add("--sinks", type=int, default=0, metavar="4", help="first keys seen left of these two too")
+    add("--sinks", type=int, default=0, metavar="4", help="first keys seen left of window or chunk")
     add("--full", action="store_true", help="not causal")
     add("--align", default="bottom_right", metavar="top_left", help="where the diagonal begins")
     add("--causal-block", type=int, metavar="32", help="see all of the diagonal's block of keys")
@@ -203,6 +203,9 @@ def _cu_seqlens(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     q_lens, k_lens, ids = options.q_lens, options.k_lens, options.ids
     if (ids is None) == (q_lens is None and k_lens is None):
         raise ValueError("give --q-lens and --k-lens, or --ids")
+    if ids is None and (q_lens is None or k_lens is None):
+        missing = "--k-lens" if k_lens is None else "--q-lens"
+        raise ValueError(f"give {missing} too: a length for every sequence")
     if ids is not None:
         padded = reference.cu_seqlens_from_ids(ids, max(len(ids), 1))
         cu_seqlens = np.unique(padded)  # without the empty documents at the end

@@ -260,7 +260,7 @@ MUTANTS = [
     Mutant(MARKS, "return start <= 0 && end > 0", "return end > 0", "flat"),
     Mutant(MARKS, "return start <= 0 && end > 0", "return start <= 0", "flat"),
     Mutant(MARKS, "q_start > q_end || q_end > intervals.row_num", "q_start > q_end", "bound", "address"),
-    Mutant(MARKS, "if (first > last) return false;", "", "clip", "address"),
+    Mutant(MARKS, "if (first >= end) return false;", "", "clip", "address"),
     Mutant(MARKS, "min(sequence.kv_end, tile.columns.last + 1)", "min(sequence.kv_end, tile.columns.last)", "off-by-one"),
     Mutant(MARKS, "(int)(flat ? sequence.q_end : sequence.q_start)", "0", "base"),
     Mutant(MARKS, "put_four(shared.ute + thread_first, ute);\n    __syncwarp();", "put_four(shared.ute + thread_first, ute);", "barrier", "thread"),

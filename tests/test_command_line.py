@@ -157,6 +157,8 @@ def test_show_balances_shards_by_the_tiles(no_gpu, capsys, tmp_path):
         ("--ids 1,x", "'1,x'"),
         ("--ids 1,1 --k-lens 2", "--ids"),
         ("", "--ids"),
+        ("--q-lens 12", "give --k-lens too"),
+        ("--k-lens 12", "give --q-lens too"),
         ("--q-lens 3 --k-lens 3 --kv-token-num 2", "kv_token_num"),
         ("--q-lens 3 --k-lens 3 --tiles 0", "block_size"),
         ("--q-lens 3 --k-lens 3 --tiles 1,2,3", "block_size"),

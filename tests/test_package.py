@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import textwrap
 import time
 import tomllib
 import zipfile
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import maskq_cupy
-from maskq_cupy import installing
+from maskq_cupy import installing, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_SOURCE = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
@@ -198,3 +199,14 @@ def test_the_readmes_line_installs(tmp_path):
     assert planned.startswith("Would install")
     assert "maskq" in planned
     assert "cupy-cuda12x-" in planned
+
+
+def test_the_sample_function_in_contributing():
+    """Its part of the reference, run where it says that it goes."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    block = re.search(r"```python\n( +def to_counts\(columns: Any\) -> np.*?)```", text, re.DOTALL)
+    space = dict(vars(reference))
+    exec(textwrap.dedent(block[1]), space)
+    columns = reference.get_attn_mask_q([0, 3, 5], [0, 3, 7])
+    assert space["to_counts"](columns).tolist() == [3, 2, 1, 2, 2, 2, 1]
+    assert space["to_counts"](columns[None, None]).shape == (1, 1, 7)

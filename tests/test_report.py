@@ -158,5 +158,5 @@ def test_attention_in_a_table_and_a_goal():
     head, _, row = tables.attention_table(runs.Runs(of_run)).splitlines()
     assert head.split(" | ")[3:5] == ["FA4, our lists", "flex, our lists"]
     assert row == "| window, 128 K | 16.5 |  | 3.30 / 7.43 |  | 2.05 / - |  |  |"
-    goal = verdicts(of_run)["layer", "columns and lists, of a forward pass of FA4"]
+    goal = verdicts(of_run)["layer", "columns and lists, of a forward pass of FA4, 128 K"]
     assert goal == ("0.500 %", case, "reached")

@@ -86,7 +86,8 @@ def host_table(runs):
             made_of = ratio(run["us"], least(runs, run))
             n = tokens(run["n"]) if "n" in run else ""
             over = f"{made_of.value:.2f} × {parts(run)}" if made_of else ""
-            rows.append([run["what"], n, short(run["us"]), over])
+            what = f"{run['what']}, {run['case']}" if "case" in run else run["what"]
+            rows.append([what, n, short(run["us"]), over])
     return table(["µs of the host a call", "N", "", "over"], rows)
 
 
@@ -110,7 +111,7 @@ def masks_table(runs):
     head = [
         "N", "`to_blocks`, GPU", "`block_mask` of torch columns, wall", "of CuPy columns",
         "`packed_block_mask`, wall", "`create_block_mask` compiled, of", "GPU", "wall",
-        "compiling, s", "memory, MB",
+        "compiling, s", "its memory, MB",
     ]  # fmt: skip
     return table(head, rows)
 
@@ -145,7 +146,7 @@ README_SIZES = (2**13, 2**17, 2**20, 2**26)
 def readme_part(runs):
     rows = {
         "the floor: write 8 bytes a column": lambda n: one(runs.us("fill", n=n)),
-        "a rule, any B": lambda n: span(runs.of("rule", n=n)),
+        "causal or a window, any B": lambda n: span(runs.of("rule", n=n)),
         "the floor: read 8 bytes a row too": lambda n: one(runs.us("read and fill", n=n)),
         "intervals, any B": lambda n: span(runs.of("intervals", n=n)),
         "published, causal, B = 1": lambda n: one(runs.us("published", n=n, b=1, case="causal")),
