@@ -82,9 +82,9 @@ struct LaneEdges {
     int end, start;
 };
 
-// Reads the rows of a warp's strips, and writes their edges, scanned up to the strip (for starts: from it
-// to the end of its 32). Keeps those of the last 32, which the lanes have not written. Returns the
-// maximum of E and the minimum of S of them all.
+// Reads the rows of a warp's strips, and writes their edges: of ends, scanned up to the strip; of starts,
+// the strip's own, which are scanned later. Keeps those of the last 32, which the lanes have not written.
+// Returns the maximum of E and the minimum of S of them all.
 __device__ int2 warp_read_strips(
     RowWarp& warp, const Intervals& intervals, const Edges& edges, unsigned strip, unsigned strip_end,
     LaneEdges& kept)
@@ -92,7 +92,7 @@ __device__ int2 warp_read_strips(
     unsigned lane = threadIdx.x % WARP_THREADS;
     Span rows = {0, edges.row_num - 1};
     int2 all = {-1, NO_ROW};
-    int least = NO_ROW;  // of up to 32 strips
+    int least = NO_ROW;  // of the strip
     Four start, end;
     if (strip < strip_end) load_intervals(intervals, strip * STRIP + PER_THREAD * lane, start, end);
 #pragma unroll 1

@@ -6,8 +6,9 @@
 //     UTE      0  0  2  3  3        the running minimum of the marks from the right
 //
 // LTS is the running maximum of marks at S, each the number of rows up to the last that starts there.
-// Rows are read by strips, the rows of a warp. Rows and sequences that cuts tell are clipped to those that
-// there are. So any bits in the arrays give some columns.
+// Rows are read by strips, the rows of a warp. No address depends on a bound that cuts tell but after it
+// is clipped to what there is. So any bits in the arrays give some columns, whose bounds may be of rows
+// that there are not.
 
 #include "columns.cuh"
 #include "scans.cuh"

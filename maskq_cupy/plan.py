@@ -82,8 +82,9 @@ def _column_tiles(column_num: int, most_steps: int = 8) -> tuple[int, int]:
 def scratch_nbytes(q_token_num: int) -> int:
     """Return the bytes of scratch memory that a call with attn_mask_kv of so many rows needs.
 
-    8 a row for its two staircases, and 4 KiB; none where the rows are few, and 8 for 128 rows where
-    they are many.
+    8 a row for its two staircases, and 4 KiB; none up to 8,192 rows, and 8 for 128 rows from
+    8,388,481 on. So more rows may need less: one piece of memory for several numbers of rows is of
+    the largest of their results.
 
     >>> scratch_nbytes(10_000), scratch_nbytes(1000)
     (84096, 0)

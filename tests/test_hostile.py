@@ -19,6 +19,7 @@ from strategies import Pack, cuts, random_intervals, random_lengths, random_pare
 from test_blocks import Call as TilesCall
 from test_blocks import add_call as add_tiles_call
 from test_blocks import random_block_size, random_width
+from test_kernels_on_cpu import BY_KERNELS
 
 import maskq_cupy
 from maskq_cupy import compiler, plan
@@ -165,9 +166,20 @@ def test_on_the_cpu(builds, sanitizer, count):
     run_many(calls.run, hostile_pack, builds(sanitizer), count)
 
 
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("kernels", BY_KERNELS)
+@pytest.mark.parametrize(("sanitizer", "count"), [("plain", 60), ("address", 60), ("thread", 20)])
+def test_intervals_on_the_cpu(builds, sanitizer, count, kernels, large):
+    """By the kernels for few rows, for neither few nor many, and for many."""
+    make = functools.partial(hostile_pack, intervals=True)
+    run = functools.partial(calls.run, large=large, sizes=BY_KERNELS[kernels])
+    run_many(run, make, builds(sanitizer), count)
+
+
+@pytest.mark.parametrize("kernels", BY_KERNELS)
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
-def test_misled_searches_on_the_cpu(builds, sanitizer):
-    calls.run(builds(sanitizer), list(misled_searches()), timeout=120)
+def test_misled_searches_on_the_cpu(builds, sanitizer, kernels):
+    calls.run(builds(sanitizer), list(misled_searches()), timeout=120, sizes=BY_KERNELS[kernels])
 
 
 @pytest.mark.parametrize(("sanitizer", "count"), [("plain", 100), ("address", 100), ("thread", 40)])
