@@ -58,6 +58,10 @@ def large_packs():
     ends[28 * emulator.TILE] += 300
     starts[100 * emulator.TILE] -= 300
     yield Pack(cuts([rows]), cuts([keys]), np.stack([starts, ends], axis=1), keys, {})
+    # Many sequences in one group of tiles: those of its last tile are far from those of its first.
+    lens = rng.integers(0, 9, 900)
+    ends = np.concatenate([np.arange(1, n + 1) for n in lens])
+    yield Pack(cuts(lens), cuts(lens), np.stack([ends // 2, ends], axis=1), int(lens.sum()), {})
 
 
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
