@@ -39,13 +39,23 @@ def on_page_markdown(markdown, **context):
 
 
 def api():
-    names = public_names(ROOT / "maskq_cupy" / "__init__.py")
+    package = ROOT / "maskq_cupy" / "__init__.py"
+    names, sources = public_names(package), imported(package)
     parts = ["# API", *(f"::: maskq_cupy.{name}" for name in names if name not in MODULES)]
     for module in MODULES:
         parts.append(f"## maskq_cupy.{module}")
-        own = public_names(ROOT / "maskq_cupy" / f"{module}.py")
-        parts += [f"::: maskq_cupy.{module}.{name}" for name in own]
+        for name in public_names(ROOT / "maskq_cupy" / f"{module}.py"):
+            if sources.get(name) != f"maskq_cupy.{module}":  # else it has an entry above
+                parts.append(f"::: maskq_cupy.{module}.{name}")
     return "\n\n".join(parts) + "\n"
+
+
+def imported(path):
+    """Return the module that each name of a file is imported from."""
+    imports = (
+        node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)
+    )
+    return {alias.name: node.module for node in imports for alias in node.names}
 
 
 def public_names(path):
