@@ -45,7 +45,7 @@ test: $(FOR_TEST) ## run the tests; those that need a GPU too where there is one
 	$(BIN)/python -m pytest $(PARALLEL)
 
 quick: $(FOR_TEST) ## run each kernel once and what takes no time: half a minute
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu"
+	$(BIN)/python -m pytest $(PARALLEL) --quick -m "not gpu"
 
 test-gpu: $(FOR_TEST) ## run the tests that need a GPU, and no others
 	$(BIN)/python -m pytest -m gpu

@@ -10,6 +10,9 @@ from on_cpu import emulator
 
 
 def pytest_addoption(parser):
+    parser.addoption(
+        "--quick", action="store_true", help="leave slow tests out, and most random cases"
+    )
     # The suite also runs without pytest-timeout, which then does not declare its option.
     if importlib.util.find_spec("pytest_timeout") is None:
         parser.addini("timeout", "seconds a test, where pytest-timeout is installed")
@@ -21,7 +24,8 @@ LONG = {"built", "compiled_on_cpu", "printed"}
 
 # First: pytest-xdist reads the groups in this hook too.
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    is_quick = config.getoption("--quick")
     for item in items:
         callspec = getattr(item, "callspec", None)
         sanitizer = callspec.params.get("sanitizer", "plain") if callspec else "plain"
@@ -32,6 +36,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(*long))
         if long or sanitizer != "plain":
             item.add_marker(pytest.mark.slow)
+        if is_quick and callspec and "count" in callspec.params:
+            callspec.params["count"] = -(-callspec.params["count"] // 20)
+    if is_quick:
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 # One skip from one line of code: pytest folds equal places and reasons into a single line.

@@ -111,6 +111,7 @@ def random_width(rng):
     return w_kv if rng.random() < 0.2 else (w_kv, w_q)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_reference_of_slices_and_widths_is_the_brute_force(seed):
     rng = np.random.default_rng(seed)
@@ -390,6 +391,7 @@ def calls_around_words_and_chunks():
     return [*calls, *(call._replace(width=w) for call in calls for w in (2, (100, 9)))]
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 def test_narrow_kernels_with_holes_and_far_tiles(builds, sanitizer):

@@ -77,6 +77,7 @@ def test_example_is_short_and_imports_what_there_is(example):
     check_form(example, lines=70)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_example_of_transformers(device):
     """Where there is a GPU it runs there, and otherwise on the CPU."""

@@ -287,6 +287,7 @@ def of_other_lengths(rng, count):
         yield flex.as_block_mask(reference.to_blocks(columns, rows), columns, rows), columns
 
 
+@pytest.mark.slow
 def test_flex_attention_is_compiled_twice_for_twenty_packs():
     from torch._dynamo.backends.debugging import aot_eager
 

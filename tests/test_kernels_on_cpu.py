@@ -39,6 +39,7 @@ def test_random_intervals(builds, sanitizer, count, kernels):
         check(builds(sanitizer), packs[::4], large=True, sizes=BY_KERNELS[kernels])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 @pytest.mark.parametrize("kernels", OF_MORE_ROWS)
 def test_launches_of_large_packs(builds, sanitizer, kernels):

@@ -212,6 +212,7 @@ def hold(law, columns, examples):
     holds()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_of_the_reference(law):
     hold(law, reference.get_attn_mask_q, examples=300)

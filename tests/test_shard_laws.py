@@ -130,6 +130,7 @@ def key_chunks(draw, column_num, padding=True):
     return np.sort(np.array(pairs, np.int64).reshape(-1, 2), axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_of_the_reference(law):
     hold(law, reference.shard_columns, examples=300)

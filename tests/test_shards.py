@@ -389,6 +389,7 @@ def test_kernels(builds, sanitizer, count):
     check(builds(sanitizer), list(random_calls(np.random.default_rng(9), count)))
 
 
+@pytest.mark.slow
 @needs_gxx
 @pytest.mark.parametrize("sanitizer", ["plain", "address", "thread"])
 def test_kernels_around_sizes(builds, sanitizer):

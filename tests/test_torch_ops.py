@@ -138,6 +138,7 @@ print(hasattr(torch.ops.maskq_cupy, "columns"), "cupy" in __import__("sys").modu
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["torch_ops", "flex"])
 def test_registered_by_their_import_alone(module):
     command = [sys.executable, "-c", REGISTERED.format(module=module)]
@@ -320,6 +321,7 @@ def graphs():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_made_inside_a_compiled_forward(graphs, name):
     """Right, without a break, and compiled once for all lengths."""
@@ -332,6 +334,7 @@ def test_made_inside_a_compiled_forward(graphs, name):
     assert graphs() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_other_lengths_compile_once_more_by_themselves(graphs, name):
     """Not told that lengths change, torch compiles for the first and then for all."""
@@ -437,6 +440,7 @@ def test_what_a_compiled_forward_refuses(graphs, more, message):
         forward(torch.as_tensor(Q), **{name: on("cpu", value) for name, value in more.items()})
 
 
+@pytest.mark.slow
 def test_compiled_on_the_cpu_by_inductor(graphs):
     """There the compiled kernel reads the lists that the operator made."""
     pack = next(packs(1))
