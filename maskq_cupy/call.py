@@ -17,7 +17,7 @@ import numpy as np
 
 from maskq_cupy import checks, compiler, gpu, streams
 from maskq_cupy.compiler import Launch
-from maskq_cupy.facts import Facts, facts_of, facts_on_gpu, on_host_error
+from maskq_cupy.facts import Facts, facts_of
 
 _NONE: dict[str, Any] = {}  # of what a call has none of; never written to
 
@@ -69,7 +69,10 @@ class Call:
                     facts = facts_of(value, name, launch, current)
                     if facts is None:
                         if arrays is not inputs:
-                            raise on_host_error(value, name)
+                            kind = type(value).__name__
+                            raise TypeError(
+                                f"{name} must be an array on a GPU, got {kind} on the host"
+                            )
                         self.named, self.inputs = _all_on_host(inputs), {}
                         break
                     before = value
@@ -114,7 +117,7 @@ class Call:
         end = 0
         for name, part in parts.items():
             start, end = end, end + part.size
-            self.inputs[name] = facts_on_gpu(memory[start:end], name, self._launch, self._launch)
+            self.inputs[name] = facts_of(memory[start:end], name, self._launch, self._launch)
 
     def result(
         self, dtype: str, alignment: int, shape: tuple[int, ...], lead: Sequence[int] | None = None

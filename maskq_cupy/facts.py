@@ -65,18 +65,6 @@ def facts_of(value: Any, name: str, launch: int, current: int) -> Facts | None:
     return _of_framework(value, name, launch)
 
 
-def facts_on_gpu(value: Any, name: str, launch: int, current: int) -> Facts:
-    """Return the facts of an array that must be on a GPU."""
-    facts = facts_of(value, name, launch, current)
-    if facts is None:
-        raise on_host_error(value, name)
-    return facts
-
-
-def on_host_error(value: Any, name: str) -> TypeError:
-    return TypeError(f"{name} must be an array on a GPU, got {type(value).__name__} on the host")
-
-
 def _of_framework(value: Any, name: str, launch: int) -> Facts | None:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):

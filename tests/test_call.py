@@ -92,6 +92,13 @@ def test_an_error_leaves_the_current_device(runtime):
     assert (runtime.device, runtime.launched) == (0, [])
 
 
+def test_an_array_to_write_on_the_host_is_refused(runtime):
+    expected = r"out must be an array on a GPU, got ndarray on the host"
+    with pytest.raises(TypeError, match=expected):
+        maskq_cupy.to_four_columns(Array((4, 2), "int32"), 4, out=np.zeros((4, 4), np.int32))
+    assert runtime.launched == []
+
+
 def test_an_array_to_write_that_is_given_twice_overlaps_itself(runtime):
     cu, cuts = Array((3,), "int32"), Array((7,), "int32", 3 << 40)
     with pytest.raises(ValueError, match=r"out\[1\] must not overlap the other arrays"):

@@ -104,7 +104,7 @@ def masks_table(runs):
         rows.append([
             tokens(n), one(runs.us("to_blocks", n=n)),
             *(one(runs.us("block_mask, wall", n=n, case=case)) for case in ("torch", "CuPy")),
-            one(runs.us("packed_block_mask, wall", n=n)), theirs.get("case", "documents"),
+            one(runs.us("packed_block_mask, wall", n=n)), theirs["case"],
             short(theirs["us"]), short(theirs["wall_microseconds"]),
             f"{theirs['compile_seconds']:.1f}", short(theirs["peak_bytes"] * 1e-6),
         ])  # fmt: skip
