@@ -95,6 +95,13 @@ struct Staircase {
         return warp_upper_bound(*this, lo, hi, column) - OVERSHOOT;
     }
 
+    // Returns whether all rows of a tile have one step, the edge beside it. Of groups of one tile each.
+    __device__ bool is_level(unsigned tile) const
+    {
+        if (ENDS) return tile > 0 && group_edges[tile - 1] == group_edges[tile];
+        return tile + 1 < group_num && group_edges[tile + 1] == group_edges[tile];
+    }
+
     // Returns for each column how many rows have their step at or below it.
     __device__ Four count(const int (&column)[PER_THREAD]) const
     {

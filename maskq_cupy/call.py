@@ -55,32 +55,28 @@ class Call:
             launch = streams.launch_stream(stream)
         self._launch = launch
         self.named, self.inputs, self.targets = _NONE, inputs, _NONE
-        if scratch is not None or type(out) is dict:
-            self.targets = _named_targets(out, scratch)
-        elif out is not None:
-            self.targets = {"out": out}
+        self._kept: Any = None
         in_order, is_here = launch == current, True
-        for arrays in (inputs, self.targets):
-            before: Any = arrays  # none of the values
-            for name, value in arrays.items():
-                # cu_seqlens_q is often cu_seqlens_k too, and read once then. What is written twice
-                # has facts of its own each time, by which the overlap is found.
-                if value is not before or arrays is not inputs:
-                    facts = facts_of(value, name, launch, current)
-                    if facts is None:
-                        if arrays is not inputs:
-                            kind = type(value).__name__
-                            raise TypeError(
-                                f"{name} must be an array on a GPU, got {kind} on the host"
-                            )
-                        self.named, self.inputs = _all_on_host(inputs), {}
-                        break
-                    before = value
-                    if facts.stream != launch:
-                        in_order = False
-                    if facts.device != device:
-                        is_here = False
-                arrays[name] = facts
+        before: Any = inputs  # none of the values
+        for name, value in inputs.items():
+            if value is not before:  # cu_seqlens_q is often cu_seqlens_k too, and read once then
+                facts = facts_of(value, name, launch, current)
+                if facts is None:
+                    self.named, self.inputs = _all_on_host(inputs), {}
+                    break
+                before = value
+                if facts.stream != launch:
+                    in_order = False
+                if facts.device != device:
+                    is_here = False
+            inputs[name] = facts
+        if out is not None or scratch is not None:
+            self.targets = _targets(out, scratch, launch, current)
+            for facts in self.targets.values():
+                if facts.stream != launch:
+                    in_order = False
+                if facts.device != device:
+                    is_here = False
         self._in_order = in_order
         if not is_here:
             return self._begin_elsewhere(scratch, stream)
@@ -127,13 +123,17 @@ class Call:
         lead: the columns' (b, h) before the shape, or () of columns without; of one slice `out` may
         have them or not. None where it has that shape alone.
         """
+        full = (*lead, *shape) if lead else shape
         if self.out is None:
-            return self._new(dtype, (*lead, *shape) if lead else shape)
-        shapes = [(*lead, *shape) if lead else shape]
-        if lead is not None and math.prod(lead) == 1:
-            shapes.append(shape if lead else (1, 1, *shape))
-        checks.check_target_form("out", self.targets["out"], dtype, shapes)
-        return self.target("out", alignment)
+            return self._new(dtype, full)
+        target = self.targets["out"]
+        if target.shape != full or target.dtype != dtype:
+            shapes = [full]
+            if lead is not None and math.prod(lead) == 1:
+                shapes.append(shape if lead else (1, 1, *shape))
+            checks.check_target_form("out", target, dtype, shapes)
+        checks.check_target("out", target, alignment, self.inputs)
+        return target.pointer
 
     def columns(self, column_num: int) -> int:
         """The same of columns; the form of `out` is checked already, where N is taken from it."""
@@ -181,7 +181,7 @@ class Call:
         else:
             with streams.as_current(self._launch):
                 memory = gpu.cupy.cuda.alloc(nbytes)
-        self._kept = memory, getattr(self, "_kept", None)
+        self._kept = memory, self._kept
         return memory.ptr
 
     def read_back(self, array: Facts, entries: slice, why: str) -> np.ndarray:
@@ -231,11 +231,21 @@ class Call:
         return [*self.inputs.values(), *self.targets.values()]
 
 
-def _named_targets(out: Any, scratch: Any) -> dict[str, Any]:
-    """Return the arrays to write by name: `out` is one, some by name, or None."""
-    targets = dict(out) if type(out) is dict else {} if out is None else {"out": out}
+def _targets(out: Any, scratch: Any, launch: int, current: int) -> dict[str, Facts]:
+    """Return the facts of the arrays to write by name: `out` is one, some by name, or None.
+
+    What is given twice has facts of its own each time, by which the overlap is found.
+    """
+    named = out if type(out) is dict else {} if out is None else {"out": out}
     if scratch is not None:
-        targets["scratch"] = scratch
+        named = {**named, "scratch": scratch}
+    targets = {}
+    for name, value in named.items():
+        facts = facts_of(value, name, launch, current)
+        if facts is None:
+            kind = type(value).__name__
+            raise TypeError(f"{name} must be an array on a GPU, got {kind} on the host")
+        targets[name] = facts
     return targets
 
 

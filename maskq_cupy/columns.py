@@ -70,8 +70,9 @@ def get_attn_mask_q(
         int32 cupy.ndarray, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c
         is shown to exactly the rows ``[UTE, LTS)``; or ``out``.
 
-    One launch, two with attn_mask_kv of more than 8,192 rows; O(N + Q) work; allocates the result
-    and the scratch memory from CuPy's pool, and nothing where they are given.
+    One launch, two with attn_mask_kv of more than 4,096 rows (8,192 of several sequences); O(N + Q)
+    work; allocates the result and the scratch memory from CuPy's pool, and nothing where they are
+    given.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -102,7 +103,7 @@ def get_attn_mask_q(
         of_spans = plan.NO_SPANS if spans is None else spans_of(call)
         call.run(plan.rule_launch(cuts, rule, columns, n, of_spans))
     elif intervals.row_num:
-        memory = call.scratch(plan.scratch_nbytes(intervals.row_num))
+        memory = call.scratch(plan.interval_scratch_nbytes(cuts, intervals, n))
         call.run(*plan.interval_launches(cuts, intervals, columns, n, memory))
     else:
         call.run(zeroed=[(columns, 8 * n)])  # without rows every column is (0, 0)

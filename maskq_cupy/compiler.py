@@ -21,8 +21,8 @@ class Sizes(NamedTuple):
     """What the kernels are compiled with, by its name in capitals, and launches are planned for."""
 
     block_threads: int = 256  # a multiple of 32
-    near_tiles: int = 4  # row tiles that a block reads whole for a tile of columns
-    few_strips: int = 64  # of 128 rows, which a block reads whole for a tile of columns
+    near_tiles: int = 6  # row tiles with steps that a block reads for a tile of columns
+    few_strips: int = 32  # of 128 rows, which a block reads whole; twice that of several sequences
     many_strips: int = 1 << 16  # of rows, which are read twice rather than their staircases stored
     few_segments: int = 16384  # of a forest, whose minima fit in a block's shared memory
 
@@ -130,33 +130,22 @@ def kernels() -> dict[str, tuple[str, Signature]]:
     }
 
 
-class Launch(NamedTuple):
-    """A kernel's name, its number of blocks, its arguments in the order of its signature.
-
-    ``overlap``: it may begin while the launch before it still runs, and waits for it by itself.
-    """
-
-    kernel: str
-    grid: int
-    arguments: tuple  # a pointer is an address
-    overlap: bool = False
-
-    @property
-    def named(self) -> dict[str, Any]:
-        """The arguments by the names of the kernel's parameters."""
-        return dict(zip(kernels()[self.kernel][1].names, self.arguments, strict=True))
+# A kernel's name; its number of blocks; its arguments in the order of its signature, a pointer as
+# an address; may it begin while the launch before it still runs, for which it waits by itself?
+# No class: to make one takes twice as long.
+Launch = tuple[str, int, tuple, bool]
 
 
 @cache
 def launch_of(kernel: str) -> Callable[..., Launch]:
     """Return the function that makes a launch of a kernel: of its blocks, its arguments by name.
 
-    It is made from the signature, so that Python itself requires each name once. A call costs 0.2
+    It is made from the signature, so that Python itself requires each name once. A call costs 0.1
     us, as a tuple in a fixed order does; a dict of the names and its lookup cost 0.3 us more.
     """
     names = ", ".join(kernels()[kernel][1].names)
-    make = f"lambda grid, {names}, overlap=False: new(Launch, (kernel, grid, ({names},), overlap))"
-    return eval(make, {"new": tuple.__new__, "Launch": Launch, "kernel": kernel})
+    make = f"lambda grid, {names}, overlap=False: (kernel, grid, ({names},), overlap)"
+    return eval(make, {"kernel": kernel})
 
 
 class _Attribute(ctypes.Structure):

@@ -43,9 +43,8 @@ def to_four_columns(
     source = columns_of(call, checks.check_slices_form)
     if validate:
         check_columns(call, source, row_num)
-    *lead, n, _ = source.shape
-    four = call.result("int32", 16, (n, 4), lead)
-    column_num = n * math.prod(lead)
+    four = call.result("int32", 16, (source.shape[-2], 4), source.shape[:-2])
+    column_num = source.nbytes // 8  # of all slices
     if column_num:
         call.run(plan.four_columns_launch(source.pointer, column_num, row_num, four))
     return call.out
@@ -118,8 +117,8 @@ def to_dense(
     source = columns_of(call, checks.check_slices_form)
     if validate:
         check_columns(call, source, row_num)
-    *lead, n, _ = source.shape
-    slices = math.prod(lead)
+    lead, n = source.shape[:-2], source.shape[-2]
+    slices = math.prod(lead) if lead else 1
     checks.check_dense_size(row_num, n, limit, slices)
     shown = call.result("bool", 1, (row_num, n), lead)
     if row_num and n and slices:

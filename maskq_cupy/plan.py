@@ -82,9 +82,9 @@ def _column_tiles(column_num: int, most_steps: int = 8) -> tuple[int, int]:
 def scratch_nbytes(q_token_num: int) -> int:
     """Return the bytes of scratch memory that a call with attn_mask_kv of so many rows needs.
 
-    8 a row for its two staircases, and 4 KiB; none up to 8,192 rows, and 8 for 128 rows from
-    8,388,481 on. So more rows may need less: one piece of memory for several numbers of rows is of
-    the largest of their results.
+    8 a row for its two staircases, and 4 KiB; none up to 4,096 rows, nor up to 8,192 of several
+    sequences and less than 1,048,576 columns; 8 for 128 rows from 8,388,481 on. So more rows may
+    need less: one piece of memory for several numbers of rows is of the largest of their results.
 
     >>> scratch_nbytes(10_000), scratch_nbytes(1000)
     (84096, 0)
@@ -93,8 +93,26 @@ def scratch_nbytes(q_token_num: int) -> int:
     if strip_num <= compiler.SIZES.few_strips:
         return 0
     if strip_num >= compiler.SIZES.many_strips:
-        return _edges_nbytes() + 2 * 4 * strip_num
+        return _EDGES_NBYTES * _most_groups() + 2 * 4 * strip_num
     return excess_scratch_nbytes(q_token_num)
+
+
+def interval_scratch_nbytes(cuts: Cuts, intervals: Intervals, column_num: int) -> int:
+    """Return the bytes of scratch memory that `interval_launches` uses."""
+    if _are_few(cuts, intervals, column_num):
+        return 0
+    return scratch_nbytes(intervals.row_num)
+
+
+def _are_few(cuts: Cuts, intervals: Intervals, column_num: int) -> bool:
+    """Are the rows so few that a block reads all of its columns' sequences, in one launch?
+
+    Where one sequence has them all, or blocks are many, half as many rows are few.
+    """
+    strip_num, most = _strips(intervals.row_num), compiler.SIZES.few_strips
+    if cuts.batch > 1 and column_num < 1 << 20:
+        most *= 2
+    return strip_num <= most
 
 
 def _strips(row_num: int) -> int:
@@ -108,20 +126,15 @@ def excess_scratch_nbytes(q_token_num: int) -> int:
     >>> excess_scratch_nbytes(1000)
     12096
     """
-    return _edges_nbytes() + 2 * _staircase_nbytes(q_token_num)
+    return _EDGES_NBYTES * _most_groups() + 2 * _staircase_nbytes(q_token_num)
+
+
+_EDGES_NBYTES = 8  # of a group, an int2
 
 
 def _most_groups() -> int:
     """Return the most groups of row tiles or strips, GROUPS in scans.cuh."""
     return 2 * compiler.SIZES.block_threads
-
-
-def _edges_nbytes() -> int:
-    return 8 * _most_groups()
-
-
-def _row_tiles(row_num: int) -> int:
-    return -(-row_num // (4 * compiler.SIZES.block_threads))
 
 
 def _staircase_nbytes(row_num: int) -> int:
@@ -137,7 +150,7 @@ def interval_launches(
     """
     tile, row_num = 4 * compiler.SIZES.block_threads, intervals.row_num
     strip_num = _strips(row_num)
-    if strip_num <= compiler.SIZES.few_strips:
+    if _are_few(cuts, intervals, column_num):
         make = launch_of("columns_of_few_rows")
         few = cuts + intervals + (columns, column_num)
         return (make(column_num // tile + 1, *few),)
@@ -170,18 +183,20 @@ STAIRCASES = ("group_shift", "ends", "starts", "group_edges")
 
 def _staircases(row_num: int, scratch: Any) -> tuple[int, tuple[int, Any, Any, Any]]:
     """Return the number of groups of row tiles, and the staircases, laid out in scratch memory."""
-    tile_num = _row_tiles(row_num)
-    group_shift = ((tile_num - 1) // _most_groups()).bit_length()
-    ends = scratch + _edges_nbytes()
+    most_groups = _most_groups()
+    last_tile = (row_num - 1) // (4 * compiler.SIZES.block_threads)
+    group_shift = (last_tile // most_groups).bit_length()
+    ends = scratch + _EDGES_NBYTES * most_groups
     starts = ends + _staircase_nbytes(row_num)
-    return ((tile_num - 1) >> group_shift) + 1, (group_shift, ends, starts, scratch)
+    return (last_tile >> group_shift) + 1, (group_shift, ends, starts, scratch)
 
 
 def _edges(strip_num: int, scratch: Any) -> tuple[int, tuple[int, Any, Any, Any]]:
     """Return the number of groups of strips, and the strips' edges, laid out in scratch memory."""
     warps = compiler.SIZES.block_threads // 32
-    group_shift = (-(-strip_num // (warps * _most_groups())) - 1).bit_length()
-    ends = scratch + _edges_nbytes()
+    most_groups = _most_groups()
+    group_shift = ((strip_num - 1) // (warps * most_groups)).bit_length()
+    ends = scratch + _EDGES_NBYTES * most_groups
     group_num = -(-strip_num // (warps << group_shift))
     return group_num, (group_shift, ends, ends + 4 * strip_num, scratch)
 
@@ -286,15 +301,13 @@ def tiles(
     row_tiles, column_tiles = tile_grid(row_num, column_num, block_size)
     room = checks.check_width(width, row_tiles, column_tiles)
     for side_tiles in (row_tiles, column_tiles):  # not their maximum: torch traces this
-        _check_blocks(slices * side_tiles, "tiles of all slices, on one side,")
+        if slices * side_tiles > INT32_MAX:
+            raise _too_many_blocks(slices * side_tiles, "tiles of all slices, on one side,")
     return Tiles(slices, row_num, column_num, block_size, row_tiles, column_tiles, room)
 
 
-def _check_blocks(num: int, what: str) -> int:
-    """Require as many blocks as a launch can have; return them."""
-    if num > INT32_MAX:
-        raise ValueError(f"a launch has at most 2**31 - 1 blocks, got {num} {what} at once")
-    return num
+def _too_many_blocks(num: int, what: str) -> ValueError:
+    return ValueError(f"a launch has at most 2**31 - 1 blocks, got {num} {what} at once")
 
 
 def block_shapes(tiles: Tiles, lead: tuple[int, ...] = (1, 1)) -> Blocks:
@@ -364,7 +377,7 @@ def block_launches(
     """
     make = _narrow_launches if tiles.is_narrow else _full_width_launches
     by_column, by_row = make(columns, tiles, blocks, scratch, all_partial, needed)
-    return [launch for launch in (by_column, by_row) if launch.grid]
+    return [launch for launch in (by_column, by_row) if launch[1]]  # has blocks
 
 
 def _full_width_launches(
@@ -425,7 +438,7 @@ def four_columns_launch(columns: Any, column_num: int, total: int, four: Any) ->
     """Return the launch that writes the four columns; column_num, of all slices, is at least 1."""
     grid = -(-column_num // compiler.SIZES.block_threads)
     if grid > INT32_MAX:
-        _check_blocks(grid, "of four columns")
+        raise _too_many_blocks(grid, "of four columns")
     make = launch_of("four_columns")
     return make(grid, columns=columns, column_num=column_num, total=total, four=four)
 
@@ -451,8 +464,11 @@ def dense_launch(
     blocks_a_row = -(-column_num // (4 * compiler.SIZES.block_threads))
     rows_per_block = 32  # enough that reading the bounds does not count
     blocks_a_slice = blocks_a_row * -(-row_num // rows_per_block)
+    grid = slices * blocks_a_slice
+    if grid > INT32_MAX:
+        raise _too_many_blocks(grid, "of a dense mask")
     return launch_of("dense_mask")(
-        _check_blocks(slices * blocks_a_slice, "of a dense mask"), columns=columns,
+        grid, columns=columns,
         column_num=column_num, row_num=row_num, rows_per_block=rows_per_block,
         blocks_a_row=blocks_a_row, blocks_a_slice=blocks_a_slice, shown=shown,
     )  # fmt: skip

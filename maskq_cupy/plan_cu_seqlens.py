@@ -80,7 +80,7 @@ def run_launches(
         entry_num=entry_num,
         overlap=0 < token_num < _OVERLAP_BELOW,
     )
-    return [launch for launch in (mark, put) if launch.grid and entry_num]
+    return [launch for launch in (mark, put) if launch[1] and entry_num]  # has blocks
 
 
 def mask_scratch_nbytes(item_nbytes: int, batch: int, row_length: int) -> int:

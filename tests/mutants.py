@@ -38,6 +38,7 @@ from test_kernels_on_cpu import (
     large_packs,
     many_tiles_a_group,
     rows_far_from_columns,
+    sequences_of_many_tiles,
     span_edges,
     tile_edges,
 )
@@ -283,7 +284,7 @@ MUTANTS = [
     Mutant(MANY_ROWS, "edges.strip_end(group) - 1 + OVERSHOOT", "edges.strip_end(group) - 2 + OVERSHOOT", "off-by-one"),
     Mutant(MANY_ROWS, "group == 0 ? -1 : group_edges[group - 1]", "-1", "group"),
     Mutant(MANY_ROWS, "if (strip >= edges.strip_num()) return NO_ROW;", "", "bound", "address"),
-    Mutant(MANY_ROWS, "if (strip - first > last - first) continue;", "if (strip > last) continue;", "bound", "address"),
+    Mutant(MANY_ROWS, "if (strip - first > last - first) continue;", "if (strip - first >= last - first) continue;", "bound"),
     Mutant(MANY_ROWS, "was_one && found.lo", "found.lo", "stale"),
     Mutant(MANY_ROWS, "needs_starts = !is_level;", ";", "stale"),
     Mutant(MANY_ROWS, "rows.sequence = {};", "", "stale"),
@@ -303,8 +304,16 @@ MUTANTS = [
     Mutant(INTERVALS, "min(max(step, column_first), column_last + 1) - column_first", "min(max(step, column_first), column_last) - column_first", "off-by-one"),
     Mutant(INTERVALS, "min(max(step, column_first), column_last + 1) - column_first", "min(step, column_last + 1) - column_first", "clip", "address"),
     Mutant(INTERVALS, "next <= columns.column_first ||", "next <= columns.column_first + 1 ||", "off-by-one"),
-    Mutant(INTERVALS, "threadIdx.x / 2 * (tile_num - 1)", "threadIdx.x % 2 * (tile_num - 1)", "near"),
-    Mutant(INTERVALS, "lane == WARP_THREADS - 1) next = NO_ROW", "lane == WARP_THREADS - 2) next = NO_ROW", "lane"),
+    Mutant(INTERVALS, "threadIdx.x % WARP_THREADS == WARP_THREADS - 1) next = NO_ROW", "threadIdx.x % WARP_THREADS == WARP_THREADS - 2) next = NO_ROW", "lane"),
+    Mutant(INTERVALS, "? (2u << beyond_first) - 1", "? (1u << beyond_first) - 1", "off-by-one"),
+    Mutant(INTERVALS, "beyond_first >= WARP_THREADS || stairs.stored.group_shift > 0", "beyond_first >= WARP_THREADS", "group"),
+    Mutant(INTERVALS, "is_near = __popc(steep) <= NEAR_TILES;", "", "stale"),
+    Mutant(INTERVALS, "lane <= beyond_first && !stairs", "lane < beyond_first && !stairs", "off-by-one"),
+    Mutant(INTERVALS, "if (step <= columns.column_last)\n            atomicMax", "atomicMax", "bound", "address"),
+    Mutant(INTERVALS, "(int)stairs.stored.last_row(tile) + 1)", "(int)stairs.stored.last_row(tile))", "off-by-one"),
+    Mutant(STAIRCASE, "group_edges[tile - 1] == group_edges[tile]", "group_edges[tile - 1] != NO_ROW", "level"),
+    Mutant(STAIRCASE, "group_edges[tile + 1] == group_edges[tile]", "group_edges[tile + 1] != NO_ROW", "level"),
+    Mutant(STAIRCASE, "tile + 1 < group_num && group_edges[tile + 1]", "tile + 1 <= group_num && group_edges[min(tile + 1, group_num - 1)]", "bound"),
     Mutant(INTERVALS, "by_starts);\n    for (int i = 0; i < PER_THREAD; ++i) lts.at[i] = max(lts.at[i], ute.at[i]);", "by_starts);", "order"),
     Mutant(INTERVALS, "put_four(shared.lts + thread_first, lts);\n    __syncwarp();", "put_four(shared.lts + thread_first, lts);", "barrier", "thread"),
     Mutant(INTERVALS, "put_four(shared.lts + thread_first, {});\n        __syncthreads();", "put_four(shared.lts + thread_first, {});", "barrier", "thread"),
@@ -694,6 +703,7 @@ def run_intervals(executable, by):
     for kernels in OF_MORE_ROWS:
         sizes = BY_KERNELS[kernels]
         judge(executable, list(of_intervals(large_packs())), SECONDS, large=True, sizes=sizes)
+        judge(executable, list(sequences_of_many_tiles())[::part], SECONDS, sizes=sizes)
         if by != "thread":
             judge(executable, list(many_tiles_a_group()), SECONDS, sizes=sizes)
 

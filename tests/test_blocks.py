@@ -10,7 +10,7 @@ from on_cpu import emulator
 from strategies import cuts, random_pack
 
 import maskq_cupy
-from maskq_cupy import checks, compiler, plan, reference
+from maskq_cupy import checks, plan, reference
 from maskq_cupy.reference import Blocks
 
 SIZES = [(64, 64), (128, 128), (256, 128), (128, 64)]
@@ -327,13 +327,13 @@ def add_call(script, call, misaligned, rows_a_warp=None):
 
 def with_rows(launch, rows_a_warp):
     """Return the launch with so many row tiles a warp, where it is of row tiles' narrow lists."""
-    if launch.kernel != "narrow_row_tile_lists":
+    kernel, grid, *_ = launch
+    if kernel != "narrow_row_tile_lists":
         return launch
-    named = launch.named
+    named = emulator.named_arguments(launch)
     blocks = -(-named["row_tiles"] // (rows_a_warp * emulator.SIZES.block_threads // 32))
-    changed = {"rows_a_warp": rows_a_warp, "blocks_a_slice": blocks}
-    grid = launch.grid // named["blocks_a_slice"] * blocks
-    return compiler.launch_of(launch.kernel)(grid, **named | changed)
+    grid = grid // named["blocks_a_slice"] * blocks
+    return emulator.changed(launch, grid, rows_a_warp=rows_a_warp, blocks_a_slice=blocks)
 
 
 def check(executable, calls):

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from on_cpu import emulator
 
 from maskq_cupy import compiler, plan
 from maskq_cupy.rule import Rule
@@ -52,8 +53,8 @@ def test_arguments_by_name_take_the_order_of_the_signature(monkeypatch):
         monkeypatch.setattr(compiler, "kernels", lambda s=signature: {"scale": ("a.cu", s)})
         make = compiler.launch_of.__wrapped__("scale")
         launch = make(3, **named)
-        assert launch.arguments == (11, *(named[name] for name in names), -44, 55)
-        assert launch.named == named
+        assert launch == ("scale", 3, (11, *(named[name] for name in names), -44, 55), False)
+        assert emulator.named_arguments(launch) == named
         for wrong in ({"strides": 1}, {}):
             with pytest.raises(TypeError):
                 make(3, words=1, num=2, by=3, out=4, **wrong)

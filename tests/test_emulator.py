@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from on_cpu import emulator
 
-from maskq_cupy.compiler import Launch
-
 OUTSIDE = """
 extern "C" __global__ void write_at(char* words, int at)
 {
@@ -39,7 +37,7 @@ def test_guards(build, size, offset):
         script = emulator.Script()
         words = script.buffer(np.zeros(size, np.uint8), offset)
         out = [script.buffer(np.zeros(1, np.uint8))] if kernel == "read_at" else []
-        script.launch(Launch(kernel, 1, (words, at, *out)))
+        script.launch((kernel, 1, (words, at, *out), False))
         return script.run(build(sanitizer))
 
     for at in (0, size - 1):
@@ -57,7 +55,7 @@ def test_guards(build, size, offset):
 
 def test_races(build):
     script = emulator.Script()
-    script.launch(Launch("race", 2, (script.buffer(np.zeros(1, np.int32)),)))
+    script.launch(("race", 2, (script.buffer(np.zeros(1, np.int32)),), False))
     with pytest.raises(RuntimeError, match="ThreadSanitizer: data race"):
         script.run(build("thread"))
 
@@ -67,7 +65,7 @@ def test_preloaded_libraries_do_not_reach_a_build(build, monkeypatch):
     monkeypatch.setenv("LD_PRELOAD", "libm.so.6")
     script = emulator.Script()
     words = script.buffer(np.zeros(4, np.uint8))
-    script.launch(Launch("write_at", 1, (words, 2)))
+    script.launch(("write_at", 1, (words, 2), False))
     script.read(words)
     assert script.run(build("address"))[0].tolist() == [0, 0, 1, 0]
 

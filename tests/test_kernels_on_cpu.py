@@ -212,6 +212,33 @@ def many_tiles_a_group():
     yield of_ends(ends, 1000)
 
 
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+@pytest.mark.parametrize("kernels", OF_MORE_ROWS)
+def test_sequences_of_many_tiles(builds, sanitizer, kernels):
+    check(builds(sanitizer), list(sequences_of_many_tiles()), sizes=BY_KERNELS[kernels])
+
+
+def sequences_of_many_tiles():
+    """Packs whose columns have steps in a few of many row tiles, and in more than are read."""
+    rng = np.random.default_rng(3)
+    tile = emulator.TILE
+    for lens in ([9 * tile + 13, 40, 3 * tile], [20, 3, 6 * tile - 23, 5 * tile, 700], [12 * tile]):
+        cu = cuts(lens)
+        first = np.repeat(cu[:-1], lens)
+        row = np.arange(cu[-1]) - first
+        length = np.repeat(lens, lens)
+        keys = np.sort(rng.integers(0, length + 1, (2, cu[-1])), axis=0)
+        causal = np.stack([np.zeros_like(row), row + 1])
+        # A tenth of the rows elsewhere; and the last rows, so that only the last tile has steps.
+        some = np.where(rng.random(cu[-1]) < 0.1, keys, causal)
+        late = np.where(row < length - 5, [[0], [1]], causal)
+        for interval in (causal, keys, some, late):
+            yield Pack(cu, cu, interval.T.astype(np.int32), cu[-1], {})
+    # A step a tile: a column's rows are as many tiles as the columns have rows.
+    ends = np.repeat(np.arange(1, 31), tile)
+    yield Pack(cuts([len(ends)]), cuts([40]), np.stack([ends - 1, ends], axis=1), 40, {})
+
+
 def low_rows_behind_an_edge():
     """Tiles that begin with rows below the step that the tile before, or its group, ends on."""
     tile = emulator.TILE
@@ -233,12 +260,13 @@ def test_staircases_do_not_overlap(block_threads, row_num):
     """Edges, ends and starts in scratch memory: each behind the other, all of it within."""
     with emulator.planning(emulator.SIZES._replace(block_threads=block_threads)):
         cuts_of_one, intervals = plan.Cuts(0, 0, 1, 1, 1), plan.Intervals(0, False, row_num)
-        rows, excess = plan.excess_launches(cuts_of_one, intervals, 0, 0, 4096)
+        launches = plan.excess_launches(cuts_of_one, intervals, 0, 0, 4096)
         end = 4096 + plan.excess_scratch_nbytes(row_num)
-    at = rows.named
-    assert rows.grid == excess.grid <= 2 * block_threads
+    (_, group_num, *_), (_, of_excess, *_) = launches
+    assert group_num == of_excess <= 2 * block_threads
+    at = emulator.named_arguments(launches[0])
     assert (at["group_edges"], at["ends"] % 16, at["starts"] % 16) == (4096, 0, 0)
-    assert at["group_edges"] + 8 * rows.grid <= at["ends"]
+    assert at["group_edges"] + 8 * group_num <= at["ends"]
     assert at["ends"] + 4 * row_num <= at["starts"]
     assert at["starts"] + 4 * row_num <= end
 

@@ -11,7 +11,7 @@ from strategies import random_pack, random_parents
 from test_cp import head_tail, multiples, pairs_of_each_sequence, random_chunks
 from test_hostile import extremes, random_bits, run_many
 
-from maskq_cupy import checks, compiler, cp, host, plan, reference
+from maskq_cupy import checks, cp, host, plan, reference
 
 # The contract's worked values: columns, row chunks, key chunks, LTS, UTE.
 PACK = reference.get_attn_mask_q([0, 3, 5], [0, 3, 7])
@@ -295,11 +295,11 @@ def add_call(script, columns, rows, keys=None, key_num=None, odd=False, steps=No
             row_chunks, key_chunks, shard, key_num, scratch,
         )  # fmt: skip
     for launch in launches:
-        if steps is not None and launch.kernel != "chunk_sums":
+        kernel, *_ = launch
+        if steps is not None and kernel != "chunk_sums":
             blocks = key_num // (2 * emulator.SIZES.block_threads * steps) + 1
-            changed = {"steps": steps, "blocks_a_slice": blocks}
-            make = compiler.launch_of(launch.kernel)
-            launch = make(blocks * slice_num, **launch.named | changed)
+            more = {"steps": steps, "blocks_a_slice": blocks}
+            launch = emulator.changed(launch, blocks * slice_num, **more)
         script.launch(launch)
     script.read(shard)
     return shape

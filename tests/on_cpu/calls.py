@@ -3,7 +3,7 @@
 import numpy as np
 from on_cpu import emulator
 
-from maskq_cupy import compiler, plan, reference
+from maskq_cupy import plan, reference
 from maskq_cupy.rule import resolve_rule
 
 
@@ -53,27 +53,28 @@ def add_launches(script, launches, row_num, column_num, large):
 def as_if_large(launch, row_num, column_num):
     """Return the launch with more pairs a thread, tiles a block and tiles a group of row tiles."""
     pairs, tiles, shift = 4, 3, 7  # a warp links 32 tiles at a time, and a search halves a group
-    changed, grid = {}, launch.grid
+    kernel, grid, *_ = launch
+    changed = {}
     group_num = (-(-row_num // emulator.TILE) - 1 >> shift) + 1
     strip_shift = 6  # a group has 2**this strips for each warp
     strip_group_num = (-(-row_num // emulator.TILE) - 1 >> strip_shift) + 1
-    if launch.kernel in ("columns_rule", "columns_modified_rule", "columns_tree"):
+    if kernel in ("columns_rule", "columns_modified_rule", "columns_tree"):
         changed = {"steps": pairs}
         grid = column_num // (2 * emulator.SIZES.block_threads * pairs) + 1
-    elif launch.kernel in ("row_staircases", "excess_of_rows"):
+    elif kernel in ("row_staircases", "excess_of_rows"):
         changed = {"group_shift": shift}
         grid = group_num
-    elif launch.kernel == "columns_of_staircases":
+    elif kernel == "columns_of_staircases":
         changed = {"group_shift": shift, "group_num": group_num, "tiles_per_block": tiles}
         grid = column_num // (emulator.TILE * tiles) + 1
-    elif launch.kernel == "edges_of_strips":
+    elif kernel == "edges_of_strips":
         changed = {"group_shift": strip_shift}
         grid = strip_group_num
-    elif launch.kernel == "columns_of_many_rows":
+    elif kernel == "columns_of_many_rows":
         changed = {"group_shift": strip_shift, "group_num": strip_group_num}
         changed["tiles_per_warp"] = tiles
         grid = column_num // (emulator.TILE * tiles) + 1
-    return compiler.launch_of(launch.kernel)(grid, **launch.named | changed)
+    return emulator.changed(launch, grid, **changed)
 
 
 def run(executable, packs, timeout=240, large=False, sizes=emulator.SIZES):

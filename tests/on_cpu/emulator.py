@@ -34,6 +34,18 @@ SANITIZERS = {
 }
 
 
+def named_arguments(launch):
+    """Return a launch's arguments by the names of the kernel's parameters."""
+    kernel, _, arguments, _ = launch
+    return dict(zip(compiler.kernels()[kernel][1].names, arguments, strict=True))
+
+
+def changed(launch, grid, **arguments):
+    """Return the launch with so many blocks, and other arguments for these names."""
+    kernel, _, _, overlap = launch
+    return compiler.launch_of(kernel)(grid, **named_arguments(launch) | arguments, overlap=overlap)
+
+
 @contextmanager
 def planning(sizes=SIZES):
     """Plan launches for kernels that are built with these sizes."""
@@ -150,14 +162,13 @@ class Script:
         return Handle(len(self._buffers) - 1)
 
     def launch(self, launch):
-        """Add a `plan.Launch`, whose pointers are handles."""
+        """Add a `compiler.Launch`, whose pointers are handles."""
+        kernel, grid, arguments, _ = launch
         words = " ".join(
             f"p {a.index} {a.offset}" if isinstance(a, Handle) else f"v {int(a) % 2**64}"
-            for a in launch.arguments
+            for a in arguments
         )
-        self._parts.append(
-            f"L {launch.kernel} {launch.grid} {len(launch.arguments)} {words}\n".encode()
-        )
+        self._parts.append(f"L {kernel} {grid} {len(arguments)} {words}\n".encode())
 
     def read(self, handle):
         """Ask for the buffer's content; run() returns the contents in this order."""
