@@ -1,11 +1,12 @@
-// What the kernels use of CUDA, with real threads: a block is BLOCK_THREADS threads that meet at
-// std::barriers, and SLOTS blocks run at once, each in its own copy of the kernel, so that
-// `__shared__` can be a static variable of it. Shared memory is declared in kernels only.
+// What the kernels use of CUDA: a block is BLOCK_THREADS threads that meet, and SLOTS blocks run at once,
+// each in its own copy of the kernel, so that `__shared__` can be a static variable of it. Shared memory
+// is declared in kernels only.
 
 #pragma once
 
+#include "threads.h"
+
 #include <atomic>
-#include <barrier>
 #include <climits>
 #include <cstdint>
 #include <cstring>
@@ -19,11 +20,9 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 
-struct Index {
-    unsigned x;
-};
-inline thread_local Index threadIdx, blockIdx;
-inline thread_local Index gridDim;
+#define threadIdx self->thread
+#define blockIdx self->block
+#define gridDim self->grid
 
 struct alignas(8) int2 {
     int x, y;
@@ -89,14 +88,14 @@ constexpr unsigned BLOCK_WARPS = BLOCK_THREADS / LANES;
 // Two buffers in turn: who writes one again has passed the barrier behind everyone's reading of it.
 template <unsigned THREADS>
 struct Exchange {
-    std::barrier<> barrier{THREADS};
+    Meeting<THREADS> meeting;
     uint32_t values[2][THREADS] = {};
 
     const uint32_t* all(unsigned index, unsigned& turn, uint32_t value)
     {
         uint32_t* buffer = values[turn++ % 2];
         buffer[index] = value;
-        barrier.arrive_and_wait();
+        meeting.arrive_and_wait();
         return buffer;
     }
 };
@@ -106,23 +105,22 @@ struct Block {
     Exchange<LANES> warps[BLOCK_WARPS];
 };
 inline Block blocks[SLOTS];
-inline thread_local unsigned slot, block_turn, warp_turn;
 
-inline Exchange<LANES>& own_warp() { return blocks[slot].warps[threadIdx.x / LANES]; }
+inline Exchange<LANES>& own_warp() { return blocks[self->slot].warps[threadIdx.x / LANES]; }
 inline const uint32_t* warp_values(uint32_t value)
 {
-    return own_warp().all(threadIdx.x % LANES, warp_turn, value);
+    return own_warp().all(threadIdx.x % LANES, self->warp_turn, value);
 }
 
-inline void __syncthreads() { blocks[slot].threads.barrier.arrive_and_wait(); }
+inline void __syncthreads() { blocks[self->slot].threads.meeting.arrive_and_wait(); }
 inline int __syncthreads_count(int predicate)
 {
-    const uint32_t* all = blocks[slot].threads.all(threadIdx.x, block_turn, predicate != 0);
+    const uint32_t* all = blocks[self->slot].threads.all(threadIdx.x, self->block_turn, predicate != 0);
     int count = 0;
     for (unsigned i = 0; i < BLOCK_THREADS; ++i) count += (int)all[i];
     return count;
 }
-inline void __syncwarp() { own_warp().barrier.arrive_and_wait(); }
+inline void __syncwarp() { own_warp().meeting.arrive_and_wait(); }
 inline unsigned __ballot_sync(unsigned, int predicate)
 {
     const uint32_t* all = warp_values(predicate != 0);

@@ -86,7 +86,8 @@ def build(folder=FOLDER, sanitizer="plain", sources=None, more_flags=(), sizes=S
         for file, text in sources.items()
     }
     units["main.cpp"] = (HERE / "main.cpp").read_text()
-    parts = [_gxx_version(), str(flags), (HERE / "cuda_on_cpu.h").read_text(), *units.values()]
+    headers = [(HERE / name).read_text() for name in ("cuda_on_cpu.h", "threads.h")]
+    parts = [_gxx_version(), str(flags), *headers, *units.values()]
     name = f"{sanitizer}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}"
     executable = Path(folder) / name
     with _locked(executable.parent, sanitizer):

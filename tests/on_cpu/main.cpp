@@ -1,4 +1,4 @@
-// Runs a script of launches from standard input on threads, and prints the buffers it asks for.
+// Runs a script of launches from standard input, and prints the buffers it asks for.
 //
 // A buffer lies between guards: a byte of them that has changed at the end is an error, and under
 // the address sanitizer so is every access to them.
@@ -13,7 +13,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <thread>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -56,19 +55,17 @@ struct Launch {
 };
 
 static Launch launch;
-static std::barrier<> gate(SLOTS* BLOCK_THREADS + 1);
+static Meeting<SLOTS * BLOCK_THREADS + 1> gate;
 
-static void thread_of_block(unsigned own_slot, unsigned thread)
+static void run_thread()
 {
-    slot = own_slot;
-    threadIdx.x = thread;
     for (;;) {
         gate.arrive_and_wait();
         if (launch.quit) return;
         gridDim.x = launch.grid;
-        for (unsigned block = slot; block < launch.grid; block += SLOTS) {
+        for (unsigned block = self->slot; block < launch.grid; block += SLOTS) {
             blockIdx.x = block;
-            launch.call[slot](launch.words.data());
+            launch.call[self->slot](launch.words.data());
             __syncthreads();  // the next block reuses the shared memory
         }
         gate.arrive_and_wait();
@@ -97,9 +94,9 @@ static void run(const char* name, unsigned grid, std::vector<uint64_t> words)
 
 int main()
 {
-    std::vector<std::thread> threads;
-    for (unsigned s = 0; s < SLOTS; ++s)
-        for (unsigned t = 0; t < BLOCK_THREADS; ++t) threads.emplace_back(thread_of_block, s, t);
+    Threads threads;
+    for (unsigned slot = 0; slot < SLOTS; ++slot)
+        for (unsigned t = 0; t < BLOCK_THREADS; ++t) threads.start({{t}, {}, {}, slot, 0, 0, run_thread});
     std::vector<Buffer> buffers;
     char command, name[64];
     while (scanf(" %c", &command) == 1) {
@@ -124,9 +121,10 @@ int main()
             fwrite(buffer.data(), 1, buffer.bytes, stdout);
         }
     }
-    launch.quit = true;
-    gate.arrive_and_wait();
-    for (std::thread& thread : threads) thread.join();
+    threads.end([] {
+        launch.quit = true;
+        gate.arrive_and_wait();
+    });
     for (size_t i = 0; i < buffers.size(); ++i)
         if (!buffers[i].guards_are_intact()) {
             fprintf(stderr, "the guards of buffer %zu were written to\n", i);
