@@ -70,13 +70,18 @@ class Call:
                 if facts.device != device:
                     is_here = False
             inputs[name] = facts
-        if out is not None or scratch is not None:
-            self.targets = _targets(out, scratch, launch, current)
-            for facts in self.targets.values():
-                if facts.stream != launch:
-                    in_order = False
-                if facts.device != device:
-                    is_here = False
+        if scratch is not None or type(out) is dict:
+            self.targets = targets = _targets(out, scratch, launch, current)
+            for target in targets.values():
+                in_order = in_order and target.stream == launch
+                is_here = is_here and target.device == device
+        elif out is not None:
+            target = _target(out, "out", launch, current)
+            self.targets = {"out": target}
+            if target.stream != launch:
+                in_order = False
+            if target.device != device:
+                is_here = False
         self._in_order = in_order
         if not is_here:
             return self._begin_elsewhere(scratch, stream)
@@ -239,14 +244,15 @@ def _targets(out: Any, scratch: Any, launch: int, current: int) -> dict[str, Fac
     named = out if type(out) is dict else {} if out is None else {"out": out}
     if scratch is not None:
         named = {**named, "scratch": scratch}
-    targets = {}
-    for name, value in named.items():
-        facts = facts_of(value, name, launch, current)
-        if facts is None:
-            kind = type(value).__name__
-            raise TypeError(f"{name} must be an array on a GPU, got {kind} on the host")
-        targets[name] = facts
-    return targets
+    return {name: _target(value, name, launch, current) for name, value in named.items()}
+
+
+def _target(value: Any, name: str, launch: int, current: int) -> Facts:
+    facts = facts_of(value, name, launch, current)
+    if facts is None:
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be an array on a GPU, got {kind} on the host")
+    return facts
 
 
 def _on_its_device(method: Callable[..., Any]) -> Callable[..., Any]:
