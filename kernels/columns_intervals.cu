@@ -187,9 +187,9 @@ __device__ void block_mark_steps(const Staircase<ENDS>& stairs, const ColumnTile
     unsigned beyond_first = columns.last_tile - columns.first_tile;
     if (threadIdx.x <= beyond_first && !(columns.steep >> threadIdx.x & 1)) {
         unsigned tile = columns.first_tile + threadIdx.x;
-        int step = stairs.group_edges[tile];
-        if (step <= columns.column_last)
-            atomicMax(marks + columns.place(step), (int)stairs.stored.last_row(tile) + 1);
+        // Not behind the columns, where no search of theirs would have gone beyond the tile beside it.
+        int at = columns.place(stairs.group_edges[tile]);
+        atomicMax(marks + at, (int)stairs.stored.last_row(tile) + 1);
     }
 #pragma unroll 1
     for (unsigned steep = columns.steep; steep != 0; steep &= steep - 1)
