@@ -285,7 +285,7 @@ MUTANTS = [
     Mutant(MANY_ROWS, "group == 0 ? -1 : group_edges[group - 1]", "-1", "group"),
     Mutant(MANY_ROWS, "if (strip >= edges.strip_num()) return NO_ROW;", "", "bound", "address"),
     Mutant(MANY_ROWS, "if (strip - first > last - first) continue;", "if (strip - first >= last - first) continue;", "bound"),
-    Mutant(MANY_ROWS, "was_one && found.lo", "found.lo", "stale"),
+    Mutant(MANY_ROWS, "was_one && found.lo == sequences.lo &&", "was_one &&", "stale"),
     Mutant(MANY_ROWS, "needs_starts = !is_level;", ";", "stale"),
     Mutant(MANY_ROWS, "rows.sequence = {};", "", "stale"),
     Mutant(MANY_ROWS, "lts.at[i] = max(lts.at[i], ute.at[i]);\n        warp_store", ";\n        warp_store", "order"),

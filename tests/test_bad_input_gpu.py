@@ -255,7 +255,9 @@ def check_refused(cupy, good, change, kind, message):
     by_intervals = maskq_cupy.get_attn_mask_q(**good.arguments(), **good.intervals())
     np.testing.assert_array_equal(cupy.asnumpy(by_intervals), cupy.asnumpy(result))
     del result, by_intervals
-    assert pool.used_bytes() == used
+    assert (
+        pool.used_bytes() <= used
+    )  # less where garbage of the tests before is collected meanwhile
 
 
 @pytest.mark.parametrize(("change", "kind", "message"), CASES)
