@@ -82,9 +82,10 @@ def _column_tiles(column_num: int, most_steps: int = 8) -> tuple[int, int]:
 def scratch_nbytes(q_token_num: int) -> int:
     """Return the bytes of scratch memory that a call with attn_mask_kv of so many rows needs.
 
-    8 a row for its two staircases, and 4 KiB; none up to 4,096 rows, nor up to 8,192 of several
-    sequences and less than 1,048,576 columns; 8 for 128 rows from 8,388,481 on. So more rows may
-    need less: one piece of memory for several numbers of rows is of the largest of their results.
+    8 a row for its two staircases, and 4 KiB; none up to 4,096 rows, and 8 for 128 rows from
+    8,388,481 on. So more rows may need less: one piece of memory for several numbers of rows is of
+    the largest of their results. Up to 8,192 rows of several sequences need none for less than
+    1,048,576 columns, and leave the memory as it is.
 
     >>> scratch_nbytes(10_000), scratch_nbytes(1000)
     (84096, 0)

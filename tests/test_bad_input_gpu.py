@@ -255,9 +255,7 @@ def check_refused(cupy, good, change, kind, message):
     by_intervals = maskq_cupy.get_attn_mask_q(**good.arguments(), **good.intervals())
     np.testing.assert_array_equal(cupy.asnumpy(by_intervals), cupy.asnumpy(result))
     del result, by_intervals
-    assert (
-        pool.used_bytes() <= used
-    )  # less where garbage of the tests before is collected meanwhile
+    assert pool.used_bytes() <= used  # less where older garbage was collected
 
 
 @pytest.mark.parametrize(("change", "kind", "message"), CASES)
