@@ -1,7 +1,7 @@
 // Intervals of few rows in, [LTS, UTE] per key column out, in one launch: a block finds the sequences of
 // its TILE columns, reads all of their rows, and marks them (marks.cuh). Reads up to 8 * Q bytes a block,
 // writes 8 * N. 4,096 rows of one sequence took 3.9 us rather than 6.0 with the two launches of
-// columns_intervals.cu, of 32 sequences 3.4 rather than 6.5.
+// columns_intervals.cu as they were then, of 32 sequences 3.4 rather than 6.5.
 //
 // Blocks need no other block. No address depends on an interval.
 

@@ -211,7 +211,7 @@ __device__ void warp_mark_steps(
     int column = max(tile.columns.first, 0);
 #pragma unroll 1
     while (column <= tile.columns.last) {
-        int next = column + 1;  // at least, so that the loop ends whatever the edges are
+        int next = column + 1;  // the least next column: the loop ends whatever the edges are
         unsigned strip = window.warp_count(column, column) - StripEdges<ENDS>::OVERSHOOT;
         column = max(column, next);
         if (strip - first > last - first) continue;

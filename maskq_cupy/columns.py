@@ -70,9 +70,9 @@ def get_attn_mask_q(
         int32 cupy.ndarray, shape (N, 2), columns [LTS, UTE], query-row units, half-open: column c
         is shown to exactly the rows ``[UTE, LTS)``; or ``out``.
 
-    One launch, two with attn_mask_kv of more than 4,096 rows (8,192 of several sequences); O(N + Q)
-    work; allocates the result and the scratch memory from CuPy's pool, and nothing where they are
-    given.
+    One launch, two with attn_mask_kv of more than 4,096 rows (8,192 of several sequences and less
+    than 1,048,576 columns); O(N + Q) work; allocates the result and the scratch memory from CuPy's
+    pool, and nothing where they are given.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

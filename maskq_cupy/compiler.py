@@ -22,7 +22,7 @@ class Sizes(NamedTuple):
 
     block_threads: int = 256  # a multiple of 32
     near_tiles: int = 6  # row tiles with steps that a block reads for a tile of columns
-    few_strips: int = 32  # of 128 rows, which a block reads whole; twice that of several sequences
+    few_strips: int = 32  # of 128 rows, which a block reads whole; some packs twice as many
     many_strips: int = 1 << 16  # of rows, which are read twice rather than their staircases stored
     few_segments: int = 16384  # of a forest, whose minima fit in a block's shared memory
 

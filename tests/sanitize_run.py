@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import numpy as np
+from on_cpu import emulator
 from strategies import Pack, cuts, random_pack, random_parents
 from test_hostile import hostile_pack
 from test_shards import calls_around_sizes, random_calls
@@ -88,11 +89,10 @@ def main():
 
 def columns_as_if_of_more_rows(given):
     """Yield the columns of intervals by the kernels of packs larger than this one."""
-    sizes = compiler.SIZES
     for larger in ({"few_strips": 0}, {"few_strips": 0, "many_strips": 0}):
-        compiler.SIZES = sizes._replace(**larger)
-        yield maskq_cupy.get_attn_mask_q(*given.arguments())
-    compiler.SIZES = sizes
+        with emulator.planning(compiler.SIZES._replace(**larger)):
+            found = maskq_cupy.get_attn_mask_q(*given.arguments())
+        yield found
 
 
 def run_cu_seqlens(cupy, rng):

@@ -1,5 +1,6 @@
 """The guards of the CPU runs hold: a kernel that reads or writes outside its arrays is reported."""
 
+import platform
 import subprocess
 import sys
 
@@ -15,6 +16,10 @@ extern "C" __global__ void write_at(char* words, int at)
 extern "C" __global__ void read_at(const char* words, int at, char* out)
 {
     if (threadIdx.x == 0 && blockIdx.x == 0) *out = words[at];
+}
+extern "C" __global__ void wait_alone()
+{
+    if (threadIdx.x == 0) __syncthreads();
 }
 extern "C" __global__ void race(int* words)
 {
@@ -58,6 +63,15 @@ def test_races(build):
     script.launch(("race", 2, (script.buffer(np.zeros(1, np.int32)),), False))
     with pytest.raises(RuntimeError, match="ThreadSanitizer: data race"):
         script.run(build("thread"))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="threads of the system wait for ever")
+@pytest.mark.parametrize("sanitizer", ["plain", "address"])
+def test_threads_that_wait_for_none_end_the_run(build, sanitizer):
+    script = emulator.Script()
+    script.launch(("wait_alone", 1, (), False))
+    with pytest.raises(RuntimeError, match="threads wait for others that do not come"):
+        script.run(build(sanitizer))
 
 
 def test_preloaded_libraries_do_not_reach_a_build(build, monkeypatch):

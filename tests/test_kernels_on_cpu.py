@@ -271,6 +271,21 @@ def test_staircases_do_not_overlap(block_threads, row_num):
     assert at["starts"] + 4 * row_num <= end
 
 
+@pytest.mark.parametrize(
+    ("row_num", "batch", "column_num", "launch_num"),
+    [
+        (4096, 1, 10, 1), (4097, 1, 10, 2), (4096, 1, 2**31 - 1, 1),
+        (8192, 2, 2**20 - 1, 1), (8192, 2, 2**20, 2), (8193, 2, 10, 2), (8192, 0, 10, 2),
+    ],
+)  # fmt: skip
+def test_few_rows_take_one_launch_and_no_scratch(row_num, batch, column_num, launch_num):
+    pack = plan.Cuts(0, 0, 1, 1, batch), plan.Intervals(0, False, row_num)
+    assert len(plan.interval_launches(*pack, 0, column_num, 0)) == launch_num
+    nbytes = plan.interval_scratch_nbytes(*pack, column_num)
+    assert nbytes == (0 if launch_num == 1 else plan.scratch_nbytes(row_num))
+    assert launch_num == 1 or nbytes > 8 * row_num
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block_threads", [32, 128])
 def test_blocks_of_other_sizes(block_threads):

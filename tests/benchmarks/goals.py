@@ -282,7 +282,7 @@ def goals(runs):
         Goal("G9", "first call, warm cache", 0.1, first_call(runs, "warm"), unit=" s"),
         Goal("G9", "first call, cold cache", 2, first_call(runs, "cold"), unit=" s"),
         Goal("G10", "scratch memory of rules", 0, rule_scratch(runs), unit=" B"),
-        Goal("G10", "scratch of intervals beyond 8 Q", 16384, scratch(runs), unit=" B"),
+        Goal("G10", "scratch given to intervals beyond 8 Q", 16384, scratch(runs), unit=" B"),
         Goal("tiles", "`to_blocks` over a fill of its lists", 2.6, over_fill_of_lists(runs, n)),
         Goal("narrow", "lists of documents up to 32 K, over a fill", 3, narrow_over_fill(runs)),
         Goal("narrow", "time a token at 16 M over at 1 M", 1.3, narrow_growth(runs)),
