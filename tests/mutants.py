@@ -285,7 +285,7 @@ MUTANTS = [
     Mutant(MANY_ROWS, "group == 0 ? -1 : group_edges[group - 1]", "-1", "group"),
     Mutant(MANY_ROWS, "if (strip >= edges.strip_num()) return NO_ROW;", "", "bound", "address"),
     Mutant(MANY_ROWS, "if (strip - first > last - first) continue;", "if (strip - first >= last - first) continue;", "bound"),
-    Mutant(MANY_ROWS, "was_one && found.lo == sequences.lo &&", "was_one &&", "stale"),
+    Mutant(MANY_ROWS, "found.lo == sequences.lo && found.hi == sequences.hi) return;", "found.lo == sequences.lo) return;", "stale"),
     Mutant(MANY_ROWS, "needs_starts = !is_level;", ";", "stale"),
     Mutant(MANY_ROWS, "rows.sequence = {};", "", "stale"),
     Mutant(MANY_ROWS, "lts.at[i] = max(lts.at[i], ute.at[i]);\n        warp_store", ";\n        warp_store", "order"),
@@ -385,7 +385,6 @@ MUTANTS = [
     Mutant(SUBTREES, "value[r] < b", "value[r] <= b", "bound"),
     Mutant(SUBTREES, "from + r * RUN + __ffs((int)hits) - 1", "from + r * RUN + __ffs((int)hits)", "off-by-one"),
     Mutant(SUBTREES, "from + r * RUN + __ffs((int)hits) - 1", "from + __ffs((int)hits) - 1", "run"),
-    Mutant(SUBTREES, "if (segment < end || end == parents.num) return segment;", "if (segment < end) return segment;", "end"),
     Mutant(SUBTREES, "warp_run_below((int)b, end / RUN)", "warp_run_below((int)b, end / RUN + 1)", "climb"),
     Mutant(SUBTREES, "warp_first_below<RUNS_AT_ONCE>(b, end / RUN, level_2.num)", "warp_first_below<RUNS_AT_ONCE>(b, end / RUN + 1, level_2.num)", "climb"),
     Mutant(SUBTREES, "if (run < end || end == level_1.num) return run;", "if (run < end) return run;", "end"),
@@ -701,7 +700,9 @@ def run_intervals(executable, by):
     for kernels in OF_MORE_ROWS:
         sizes = BY_KERNELS[kernels]
         judge(executable, list(of_intervals(large_packs())), SECONDS, large=True, sizes=sizes)
-        judge(executable, list(sequences_of_many_tiles())[::part], SECONDS, sizes=sizes)
+        long = list(sequences_of_many_tiles())[::part]
+        judge(executable, long, SECONDS, sizes=sizes)
+        judge(executable, long, SECONDS, large=True, sizes=sizes)
         if by != "thread":
             judge(executable, list(many_tiles_a_group()), SECONDS, sizes=sizes)
 

@@ -215,7 +215,9 @@ def many_tiles_a_group():
 @pytest.mark.parametrize("sanitizer", ["plain", "address"])
 @pytest.mark.parametrize("kernels", OF_MORE_ROWS)
 def test_sequences_of_many_tiles(builds, sanitizer, kernels):
-    check(builds(sanitizer), list(sequences_of_many_tiles()), sizes=BY_KERNELS[kernels])
+    packs = list(sequences_of_many_tiles())
+    check(builds(sanitizer), packs, sizes=BY_KERNELS[kernels])
+    check(builds(sanitizer), packs, large=True, sizes=BY_KERNELS[kernels])
 
 
 def sequences_of_many_tiles():
