@@ -136,9 +136,9 @@ struct ColumnTile {
     bool are_few;    // they are so few that it reads them
 
     // Chooses the row tiles to read. Of three to 32, of groups of one tile, those are left out that have one
-    // step for all of their rows. The rows of a long sequence mostly start at its first key: then only the row tiles in which it
-    // begins and ends have more steps. 131,072 rows in 64 sequences, cut anywhere, took 6.0 us rather than
-    // 7.3.
+    // step for all of their rows. The rows of a long sequence mostly start at its first key: then only the
+    // row tiles in which it begins and ends have more steps. 131,072 rows in 64 sequences, cut anywhere,
+    // took 6.0 us rather than 7.3.
     template <bool ENDS>
     __device__ void warp_choose_tiles(const Staircase<ENDS>& stairs)
     {

@@ -231,12 +231,12 @@ def sequences_of_many_tiles():
         length = np.repeat(lens, lens)
         keys = np.sort(rng.integers(0, length + 1, (2, cu[-1])), axis=0)
         causal = np.stack([np.zeros_like(row), row + 1])
-        # A tenth of the rows elsewhere; and the last rows, so that only the last tile has steps.
+        # A tenth of the rows anywhere; and the last five rows apart, so that only their tile steps.
         some = np.where(rng.random(cu[-1]) < 0.1, keys, causal)
         late = np.where(row < length - 5, [[0], [1]], causal)
         for interval in (causal, keys, some, late):
             yield Pack(cu, cu, interval.T.astype(np.int32), cu[-1], {})
-    # A step a tile: a column's rows are as many tiles as the columns have rows.
+    # A step a tile: the columns have steps in more row tiles than are read.
     ends = np.repeat(np.arange(1, 31), tile)
     yield Pack(cuts([len(ends)]), cuts([40]), np.stack([ends - 1, ends], axis=1), 40, {})
 

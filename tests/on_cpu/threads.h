@@ -6,7 +6,6 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <functional>
 
 struct Index {
     unsigned x;
@@ -16,7 +15,7 @@ struct Index {
 struct Thread {
     Index thread, block, grid;
     unsigned slot, block_turn, warp_turn;
-    std::function<void()> body;
+    void (*body)();
 };
 
 #if defined(__SANITIZE_THREAD__) || !defined(__x86_64__)
@@ -39,7 +38,7 @@ struct Threads {
 
     void start(Thread thread)
     {
-        all.emplace_back([thread = std::move(thread)]() mutable {
+        all.emplace_back([thread]() mutable {
             self = &thread;
             thread.body();
         });
@@ -156,7 +155,7 @@ struct Threads {
     void start(Thread thread)
     {
         Fiber& fiber = all.emplace_back();
-        static_cast<Thread&>(fiber) = std::move(thread);
+        static_cast<Thread&>(fiber) = thread;
         fiber.memory.reset(new void*[STACK_BYTES / sizeof(void*)]);
         fiber.stack = fiber.memory.get();
         fiber.stack_bytes = STACK_BYTES;
